@@ -1,0 +1,88 @@
+"""What the machine can do at best, measured in the same run as the methods."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from harness import significant
+from timing import synchronize
+
+READ_BYTES = {"cuda": 2 << 30, "cpu": 1 << 28}  # at most a quarter of a GPU's memory
+
+
+def seconds_per_call(call: Callable[[], Any], device: torch.device, budget: float) -> float:
+    """Median seconds of one call (CUDA events on a GPU), within about ``budget`` seconds."""
+    for _ in range(2):
+        call()
+    synchronize(device)
+    samples: list[float] = []
+    started = time.perf_counter()
+    while len(samples) < 50 and (len(samples) < 5 or time.perf_counter() - started < budget):
+        if device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            call()  # the device is busy while the host enqueues what is timed
+            begin.record()
+            call()
+            end.record()
+            end.synchronize()
+            samples.append(begin.elapsed_time(end) * 1e-3)
+        else:
+            start = time.perf_counter()
+            call()
+            samples.append(time.perf_counter() - start)
+    return statistics.median(samples)
+
+
+def read_gb_s(device: torch.device, budget: float) -> float:
+    """Read bandwidth, GB/s (1000^3), of the best plain reduction over a buffer past every cache."""
+    size = READ_BYTES[device.type]
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        size = min(size, memory // 4 // 4096 * 4096)
+    floats = torch.rand(size // 4, device=device)
+    views: list[Callable[[], Any]] = [lambda: floats.sum(), lambda: floats.amax()]
+    if device.type == "cuda":
+        halves = floats.view(torch.float16)
+        doubles = floats.view(torch.float64)
+        views += [lambda: halves.amax(), lambda: doubles.amax()]
+    best = min(seconds_per_call(view, device, budget / len(views)) for view in views)
+    return size / best * 1e-9
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype, budget: float) -> float:
+    """TFLOP/s of the largest library matrix product worth running here."""
+    sizes = (8192, 16384) if device.type == "cuda" else (1536, 2048)
+    best = 0.0
+    for size in sizes:
+        try:
+            a = torch.randn(size, size, device=device).to(dtype)
+            b = torch.randn(size, size, device=device).to(dtype)
+            out = torch.empty_like(a)
+
+            def product(a: torch.Tensor = a, b: torch.Tensor = b, out: torch.Tensor = out) -> Any:
+                return torch.mm(a, b, out=out)
+
+            seconds = seconds_per_call(product, device, budget / len(sizes))
+        except torch.cuda.OutOfMemoryError:
+            break
+        best = max(best, 2.0 * size**3 / seconds * 1e-12)
+    return best
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The ``ceilings`` of a result: read bandwidth and matrix rate in ``dtype``."""
+    budget = 1.0 if device.type == "cuda" else 3.0
+    with torch.inference_mode():
+        read = read_gb_s(device, budget)
+        rate = matmul_tflops(device, dtype, budget)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return {
+        "read_gb_s": significant(read),
+        "matmul_tflops": significant(rate),
+        "matmul_dtype": str(dtype).removeprefix("torch."),
+    }

@@ -1,0 +1,195 @@
+"""Every way to multiply by an int8 weight that the benchmark compares, on the same weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from environment import buffers_past_cache
+from method import Method, Skipped
+from torch import nn
+
+
+@dataclass
+class Weights:
+    """Quantised weights of one (N, K), several sets to rotate through, all with the same values.
+
+    The values being equal keeps one reference; the memory being different keeps a cache from
+    holding them.
+    """
+
+    quantized: torch.Tensor  # (N, K) int8
+    scale: torch.Tensor  # (N,) float32
+    dtype: torch.dtype
+
+    @property
+    def n(self) -> int:
+        """Output features."""
+        return self.quantized.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Input features."""
+        return self.quantized.shape[1]
+
+    def dequantized(self) -> torch.Tensor:
+        """(N, K) in dtype, rounded once."""
+        return (self.quantized.float() * self.scale[:, None]).to(self.dtype)
+
+
+def make_weights(n: int, k: int, dtype: torch.dtype, device: torch.device, seed: int) -> Weights:
+    """Normal random weights of a linear layer's size (std 1/sqrt(K)), quantised per channel."""
+    import flashint8
+
+    generator = torch.Generator(device=device).manual_seed(seed)
+    weight = torch.randn(n, k, generator=generator, device=device) / k**0.5
+    quantized, scale = flashint8.quantize_per_channel(weight)
+    return Weights(quantized, scale, dtype)
+
+
+Layer = Callable[[torch.Tensor], torch.Tensor]
+Maker = Callable[[Weights], Layer]
+
+
+def quant_linear(w: Weights) -> Layer:
+    """flashint8.QuantLinear, as a model holds it."""
+    import flashint8
+
+    layer = flashint8.QuantLinear(w.k, w.n, bias=False, device=w.quantized.device, dtype=w.dtype)
+    layer.weight.copy_(w.quantized)
+    layer.weight_scale.copy_(w.scale)
+    return layer.eval()
+
+
+def torch_linear(w: Weights) -> Layer:
+    """nn.Linear with the same weights in the activations' dtype."""
+    layer = nn.Linear(w.k, w.n, bias=False, device="meta", dtype=w.dtype)
+    layer.weight = nn.Parameter(w.dequantized(), requires_grad=False)
+    return layer.eval()
+
+
+def unfused(w: Weights) -> Layer:
+    """Dequantise the whole weight, then multiply: two kernels and a weight-sized temporary."""
+    quantized, scale = w.quantized.clone(), w.scale.to(w.dtype)[:, None].clone()
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, quantized.to(x.dtype) * scale)
+
+    return layer
+
+
+def weight_only_int8(x: torch.Tensor, quantized: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """What torch.compile turns into one kernel."""
+    return F.linear(x, quantized.to(x.dtype)) * scale
+
+
+def torch_int8pack(w: Weights) -> Layer:
+    """torch._weight_int8pack_mm, ATen's own weight-only int8 product on the CPU."""
+    quantized, scale = w.quantized.clone(), w.scale.to(w.dtype)
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return torch._weight_int8pack_mm(x, quantized, scale)
+
+    return layer
+
+
+def torch_dynamic_int8(w: Weights) -> Layer:
+    """torch's dynamic quantisation: 8-bit activations too, float32 in and out."""
+    layer = nn.Linear(w.k, w.n, bias=False, dtype=torch.float32)
+    layer.weight = nn.Parameter(w.quantized.float() * w.scale[:, None], requires_grad=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecation of torch.ao
+        converted = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(layer), {nn.Linear}, dtype=torch.qint8
+        )
+    return converted[0]
+
+
+@dataclass
+class Bank:
+    """The layers of one (N, K), made once and used for every M."""
+
+    layers: dict[str, list[Layer]]
+    weight_bytes: dict[str, int]
+    failures: dict[str, str]
+
+
+def make_bank(w: Weights, device: torch.device, only: Sequence[str] | None) -> Bank:
+    """As many copies of each method's layer as it takes to leave the cache."""
+    itemsize = w.dtype.itemsize
+    makers: dict[str, tuple[Maker, int]] = {
+        "flashint8": (quant_linear, 1),
+        "torch_linear": (torch_linear, itemsize),
+        "unfused": (unfused, 1),
+    }
+    if device.type == "cpu":
+        makers["torch_int8pack"] = (torch_int8pack, 1)
+        makers["torch_dynamic_int8"] = (torch_dynamic_int8, 1)
+    bank = Bank({}, {}, {})
+    for name, (maker, bytes_per_weight) in makers.items():
+        if only and name != "flashint8" and name not in only:
+            continue
+        size = w.n * w.k * bytes_per_weight + (4 * w.n if bytes_per_weight == 1 else 0)
+        bank.weight_bytes[name] = size
+        try:
+            copies = buffers_past_cache(size, device)
+            bank.layers[name] = [maker(w) for _ in range(copies)]
+        except (RuntimeError, AttributeError, NotImplementedError) as e:
+            if name == "flashint8":
+                raise
+            bank.failures[name] = f"cannot be made here: {str(e).splitlines()[0][:120]}"
+    return bank
+
+
+def methods(bank: Bank, x: torch.Tensor) -> list[Method | Skipped]:
+    """The methods of one M on a bank's layers.
+
+    Args:
+        bank: layers of one (N, K).
+        x: activations (M, K), shared by all: a model's are in the cache too.
+    """
+    found: list[Method | Skipped] = []
+    for name, layers in bank.layers.items():
+        note = ""
+        given = x
+        if name == "torch_dynamic_int8":
+            given, note = x.float(), "8-bit activations too; float32 in and out"
+        found.append(
+            Method(
+                name,
+                [partial(layer, given) for layer in layers],
+                note=note,
+                ours=name == "flashint8",
+                extra={"weights_bytes": bank.weight_bytes[name]},
+            )
+        )
+    found += [Skipped(name, why) for name, why in bank.failures.items()]
+    return found
+
+
+def compiled_method(w: Weights, x: torch.Tensor, device: torch.device) -> Method:
+    """torch.compile'd weight-only int8, max-autotune, for one M (each M compiles anew).
+
+    Without inductor's own CUDA graphs: the harness captures every method alike.
+    """
+    import torch._dynamo.config as dynamo
+
+    for limit in ("recompile_limit", "cache_size_limit"):  # the name depends on torch's version
+        if hasattr(dynamo, limit):
+            setattr(dynamo, limit, 1024)  # one entry a shape
+    compiled: Any = torch.compile(
+        weight_only_int8, mode="max-autotune-no-cudagraphs", fullgraph=True, dynamic=False
+    )
+    scale = w.scale.to(w.dtype)
+    size = w.n * w.k + 4 * w.n
+    copies = [w.quantized.clone() for _ in range(buffers_past_cache(size, device))]
+    return Method(
+        "torch_compile_int8",
+        [partial(compiled, x, q, scale) for q in copies],
+        extra={"weights_bytes": size},
+    )

@@ -1,0 +1,128 @@
+// int8_linear for many rows of x. x is packed once, transposed, in panels of kPanelRows rows (the
+// lanes of the tile product); a piece converts kStepBlock columns of its rows of the weight at a
+// time, and multiplies them with every panel. Its sums stay in scratch until the last column.
+#pragma once
+
+#include "kernels.h"
+#include "tile_product.h"
+
+namespace flashint8::cpu {
+namespace {
+
+constexpr int64_t kPanelRows = kLanes * kTileVectors;
+constexpr int64_t kChannelBlock = 64;  // rows of the weight in a piece, at most
+constexpr int64_t kStepBlock = 128;    // cells of k
+
+template <class Dot>
+int64_t packed_cells(int64_t k) {
+  return round_up((k + Dot::kPerCell - 1) / Dot::kPerCell, kLanes);
+}
+
+inline int64_t gemm_scratch_size(int64_t m_count) {
+  return (kChannelBlock + kLanes) * kStepBlock +
+         round_up(m_count, kPanelRows) * kChannelBlock;
+}
+
+// packed[panel][cell][row of the panel], for rows [begin, end) of m_count.
+template <class Dot, class T>
+void pack_x_gemm(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, float* packed,
+                 int64_t begin, int64_t end) {
+  const int64_t panel_size = packed_cells<Dot>(p.k) * kPanelRows;
+  for (int64_t m = begin; m < end; m += kLanes) {
+    const T* rows[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      rows[i] = m + i < m_count
+                    ? static_cast<const T*>(p.x) + x_row_offset(p.x_rows, m_begin + m + i)
+                    : nullptr;
+    }
+    pack_lanes<Dot>(rows, p.k, false, packed + m / kPanelRows * panel_size + m % kPanelRows,
+                    kPanelRows);
+  }
+}
+
+// Rows [0, rows) of the weight from column `k`, `columns` of them, as cells; rows up to a multiple
+// of kLanes, and cells past the last column, are 0.
+template <class Dot>
+void convert_weight(const int8_t* weight, int64_t stride, int64_t rows, int64_t columns,
+                    float* tile) {
+  constexpr int64_t kPerVector = kLanes * Dot::kPerCell;
+  for (int64_t n = 0; n < round_up(rows, kLanes); ++n) {
+    const int8_t* w = weight + n * stride;
+    float* to = tile + n * kStepBlock;
+    for (int64_t k = 0; k < columns; k += kPerVector, to += kLanes) {
+      const int64_t valid = n < rows ? smaller(kPerVector, columns - k) : 0;
+      if (valid == 0) {
+        store(to, zero());
+      } else if constexpr (Dot::kPerCell == 1) {
+        store(to, valid == kLanes ? load(w + k) : load_partial(w + k, valid));
+      } else {
+#ifdef FLASHINT8_HAS_BF16_DOT
+        store(to, load_int8_pairs(w + k, valid));
+#endif
+      }
+    }
+  }
+}
+
+// Transposes a panel's sums and writes them, scaled and with the bias.
+template <class T>
+void write_panel(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, int64_t n_begin,
+                 int64_t n_end, const float* sums) {
+  const T* bias = static_cast<const T*>(p.bias);
+  for (int64_t n = n_begin; n < n_end; n += kLanes) {
+    const int64_t valid = smaller(kLanes, n_end - n);
+    const Vec scale = load_partial(p.weight_scale + n, valid);
+    const Vec shift = bias ? load_partial(bias + n, valid) : zero();
+    for (int64_t m = 0; m < m_count; m += kLanes) {
+      Vec t[kLanes];
+      for (int i = 0; i < kLanes; ++i) t[i] = load(sums + (n - n_begin + i) * kPanelRows + m);
+      transpose(t);
+      T* out = static_cast<T*>(p.out) + (m_begin + m) * p.n + n;
+      for (int64_t i = 0; i < smaller(kLanes, m_count - m); ++i) {
+        const Vec y = fma(t[i], scale, shift);
+        if (valid == kLanes) {
+          store(out + i * p.n, y);
+        } else {
+          store_partial(out + i * p.n, y, valid);
+        }
+      }
+    }
+  }
+}
+
+template <class Dot, class T>
+void linear_gemm(const Int8LinearParams& p, const LinearWork& work, float* scratch) {
+  const int64_t rows = work.n_end - work.n_begin;
+  const int64_t cells = packed_cells<Dot>(p.k);
+  const int64_t panels = (work.m_count + kPanelRows - 1) / kPanelRows;
+  float* tile = scratch;
+  float* sums = tile + (kChannelBlock + kLanes) * kStepBlock;
+  constexpr int64_t kPanelSums = kChannelBlock * kPanelRows;
+  memset(sums, 0, static_cast<size_t>(panels * kPanelSums) * sizeof(float));
+  for (int64_t cell = 0; cell < cells; cell += kStepBlock) {
+    const int64_t steps = smaller(kStepBlock, cells - cell);
+    const int64_t column = cell * Dot::kPerCell;
+    convert_weight<Dot>(p.weight + work.n_begin * p.weight_stride + column, p.weight_stride, rows,
+                        smaller(steps * Dot::kPerCell, p.k - column), tile);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const float* x = work.packed_x + (panel * cells + cell) * kPanelRows;
+      const int64_t m_count = smaller(kPanelRows, work.m_count - panel * kPanelRows);
+      const int64_t vectors = round_up(m_count, kLanes) / kLanes;
+      const auto multiply =
+          vectors == 1   ? panel_product<Dot, 1, Order::kRowMajor, Start::kAdd>
+          : vectors == 2 ? panel_product<Dot, 2, Order::kRowMajor, Start::kAdd>
+          : vectors == 3 ? panel_product<Dot, 3, Order::kRowMajor, Start::kAdd>
+                         : panel_product<Dot, kTileVectors, Order::kRowMajor, Start::kAdd>;
+      multiply(tile, kStepBlock, x, kPanelRows, sums + panel * kPanelSums, kPanelRows, rows, steps,
+               nullptr);
+    }
+  }
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t m = panel * kPanelRows;
+    write_panel<T>(p, work.m_begin + m, smaller(kPanelRows, work.m_count - m), work.n_begin,
+                   work.n_end, sums + panel * kPanelSums);
+  }
+}
+
+}  // namespace
+}  // namespace flashint8::cpu

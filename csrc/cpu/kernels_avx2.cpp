@@ -1,0 +1,13 @@
+// The kernels for AVX2; compiled with -mavx2 -mfma -mf16c.
+#include "simd_avx2.h"
+
+#include "kernel_table.h"
+
+namespace flashint8::cpu {
+
+const Kernels& avx2_kernels() {
+  static constexpr Kernels kernels = make_kernels("avx2");
+  return kernels;
+}
+
+}  // namespace flashint8::cpu

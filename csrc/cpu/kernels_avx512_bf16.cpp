@@ -1,0 +1,13 @@
+// The kernels for AVX-512 with bf16 dot products; sources.cmake has the flags.
+#include "simd_avx512.h"
+
+#include "kernel_table.h"
+
+namespace flashint8::cpu {
+
+const Kernels& avx512_bf16_kernels() {
+  static constexpr Kernels kernels = make_kernels("avx512_bf16");
+  return kernels;
+}
+
+}  // namespace flashint8::cpu

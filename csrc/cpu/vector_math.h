@@ -1,0 +1,37 @@
+// exp2 and tanh on vectors, and the softmax constants that follow from attention's parameters.
+#pragma once
+
+#include "simd_common.h"
+
+namespace flashint8::cpu {
+namespace {
+
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kInfinity = __builtin_inff();
+
+// 2^x for x <= 120, relative error 1e-7 (a polynomial of degree 5 on [-1/2, 1/2], fitted for the
+// least largest relative error); 0 below kLowestPower; NaN stays NaN.
+FLASHINT8_INLINE Vec exp2(Vec x) {
+  x = max(set1(kLowestPower), x);  // this order keeps NaN
+  const Vec n = round_even(x);
+  const Vec f = sub(x, n);
+  Vec p = set1(0.001327647129073739f);
+  p = fma(p, f, set1(0.009675540961325169f));
+  p = fma(p, f, set1(0.05550713092088699f));
+  p = fma(p, f, set1(0.24022120237350464f));
+  p = fma(p, f, set1(0.6931469440460205f));
+  p = fma(p, f, set1(1.0f));
+  return scale_by_power(p, n);
+}
+
+// 1 - 2 / (e^2x + 1); absolute error 1e-7.
+FLASHINT8_INLINE Vec tanh(Vec x) {
+  const Vec limit = set1(15.0f);  // tanh is 1 in fp32 from 9.01
+  x = min(limit, max(sub(zero(), limit), x));
+  const Vec e = exp2(mul(x, set1(2.0f * kLog2e)));
+  return sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
+}
+
+}  // namespace
+}  // namespace flashint8::cpu

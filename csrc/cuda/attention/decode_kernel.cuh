@@ -1,0 +1,293 @@
+// Fused attention for few queries a head: decoding, and short prompts that would not fill the chip
+// with larger tiles (flash-decoding: Dao, Haziza, Massa and Sizov 2023), on sm_80 instructions.
+//
+// Work partition: a block owns 16 rows and one split of the keys they see. The rows are queries of
+// one head or, where a head has few, of all `pack` query heads of one KV head (row r is query
+// r % seq_len_q of head r / seq_len_q), so that one pass over the cache serves them all. The
+// split's keys go round the block's warps, kKeys at a time; each warp has a ring of kStages
+// key/value tiles of its own and waits for nobody. At the end the warps' softmax states are merged
+// in shared memory, in the order of the warps; with several splits the merged state goes to the
+// workspace and combine_kernel merges the splits, in their order: the same bits on every run.
+//
+// The bounds of a split come from the row's true length, read on the device, so that short content
+// in a long cache still uses every split.
+#pragma once
+
+#include "../device/dependent_launch.cuh"
+#include "../device/ldmatrix.cuh"
+#include "../device/mma.cuh"
+#include "flashint8/attention.h"
+#include "partial.cuh"
+#include "softmax.cuh"
+#include "tile.cuh"
+#include "variants.h"
+
+namespace flashint8::cuda {
+
+template <typename T, int kHeadDim_, bool kVectorized_>
+struct DecodeTraits {
+  using Element = T;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr bool kVectorized = kVectorized_;
+  static constexpr int kRows = kDecodeRows;
+  static constexpr int kKeys = decode_keys(kHeadDim);  // keys of a tile
+  static constexpr int kStages = kDecodeStages;
+  static constexpr int kTileBytes = kKeys * kHeadDim * 2;
+  static constexpr int kWarpBytes = decode_warp_bytes(kHeadDim);
+  static constexpr int kNTiles = kKeys / 8;
+  static constexpr int kDTiles = kHeadDim / 8;
+  static constexpr int kKSteps = kHeadDim / 16;
+  static constexpr int kMaxWarps = kDecodeMaxWarps;
+  // The merge reuses the rings: rows of fp32, one word of padding against bank conflicts.
+  static constexpr int kMergeStride = kHeadDim + 4;
+  static_assert(kRows * kMergeStride * 4 <= kWarpBytes);
+};
+
+// The A operand of Q K^T, straight from global memory: rows past `num_rows` are zeros.
+template <class Traits, typename PointerOfRow>
+__device__ __forceinline__ void load_query_fragments(uint32_t (&q)[Traits::kKSteps][4],
+                                                     PointerOfRow pointer_of_row, int num_rows,
+                                                     int head_dim) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = lane / 4 + 8 * half;
+    const bool valid = row < num_rows;
+    const auto* pointer = reinterpret_cast<const unsigned short*>(pointer_of_row(valid ? row : 0));
+#pragma unroll
+    for (int step = 0; step < Traits::kKSteps; ++step) {
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const int column = 16 * step + 8 * part + 2 * (lane % 4);
+        uint32_t word = 0;
+        if (valid && column < head_dim) {
+          if constexpr (Traits::kVectorized) {
+            word = *reinterpret_cast<const uint32_t*>(pointer + column);
+          } else {
+            word = pointer[column] | (static_cast<uint32_t>(pointer[column + 1]) << 16);
+          }
+        }
+        q[step][half + 2 * part] = word;
+      }
+    }
+  }
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
+    decode_kernel(const __grid_constant__ DecodeArgs args) {
+  using T = typename Traits::Element;
+  using Layout = TileLayout<Traits::kHeadDim>;
+  extern __shared__ __align__(1024) unsigned char shared[];
+  allow_dependent_launch();  // of combine_kernel, which waits for this grid's end
+  const AttentionParams& params = args.params;
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int num_warps = blockDim.x / 32;
+  const int seq_len_q = static_cast<int>(params.seq_len_q);
+  const int head_dim = static_cast<int>(params.head_dim);
+
+  // blockIdx.x: splits innermost, then packed heads and batch rows, then blocks of rows, last
+  // first.
+  const int split = blockIdx.x % args.num_splits;
+  const int packs = static_cast<int>(params.num_heads) / args.pack;
+  const int all_packs = packs * static_cast<int>(params.batch);
+  const int rest = blockIdx.x / args.num_splits;
+  const int m_block = args.num_m_blocks - 1 - rest / all_packs;
+  const int64_t batch = rest % all_packs / packs;
+  const int first_head = rest % all_packs % packs * args.pack;
+  const int kv_head = first_head / static_cast<int>(params.num_heads / params.num_kv_heads);
+  const int first_row = m_block * Traits::kRows;
+  const int num_rows = min(Traits::kRows, args.pack * seq_len_q - first_row);
+  const auto head_of_row = [&](int row) { return first_head + (first_row + row) / seq_len_q; };
+  const auto query_of_row = [&](int row) { return (first_row + row) % seq_len_q; };
+
+  const RowBounds bounds_of_row = row_bounds(params, batch);
+  const KeyBounds bounds{static_cast<int>(bounds_of_row.first),
+                         static_cast<int>(bounds_of_row.last),
+                         static_cast<int>(bounds_of_row.diagonal), static_cast<int>(params.window)};
+  const bool one_head = args.pack == 1;
+  const int low_query = one_head ? first_row : 0;
+  const int high_query = one_head ? first_row + num_rows - 1 : seq_len_q - 1;
+  const int key_begin = bounds.begin(low_query);
+  const int key_end = bounds.end(high_query);
+  const int all_begin = bounds.begin(high_query);
+  const int all_end = bounds.end(low_query);
+  const int tile0 = key_begin / Traits::kKeys;
+  const int num_tiles =
+      key_end > key_begin ? (key_end + Traits::kKeys - 1) / Traits::kKeys - tile0 : 0;
+  const int tile_begin = tile0 + static_cast<int>(int64_t{num_tiles} * split / args.num_splits);
+  const int tile_end = tile0 + static_cast<int>(int64_t{num_tiles} * (split + 1) / args.num_splits);
+
+  const RowSource<T> keys{static_cast<const T*>(params.k) + batch * params.k_stride.batch +
+                              kv_head * params.k_stride.head,
+                          params.k_stride.seq, key_begin, key_end, head_dim};
+  const RowSource<T> values{static_cast<const T*>(params.v) + batch * params.v_stride.batch +
+                                kv_head * params.v_stride.head,
+                            params.v_stride.seq, key_begin, key_end, head_dim};
+  const uint32_t ring = shared_address(shared) + warp * Traits::kWarpBytes;
+  const auto load_slot = [&](int tile, int slot) {
+    if (tile < tile_end) {
+      const uint32_t k_tile = ring + slot * 2 * Traits::kTileBytes;
+      load_tile<Traits::kHeadDim, Traits::kKeys, 32, Traits::kVectorized>(
+          k_tile, keys, tile * Traits::kKeys, lane);
+      load_tile<Traits::kHeadDim, Traits::kKeys, 32, Traits::kVectorized>(
+          k_tile + Traits::kTileBytes, values, tile * Traits::kKeys, lane);
+    }
+    cp_async_commit();
+  };
+#pragma unroll
+  for (int stage = 0; stage < Traits::kStages - 1; ++stage) {
+    load_slot(tile_begin + warp + stage * num_warps, stage);
+  }
+
+  const uint32_t block_bounds =
+      shared_address(shared) + num_warps * (Traits::kWarpBytes + Traits::kRows * 8);
+  if (threadIdx.x == 0) {
+    write_shared_int4(block_bounds, bounds.first, bounds.last, bounds.diagonal, bounds.window);
+  }
+  __syncthreads();
+
+  uint32_t q[Traits::kKSteps][4];
+  load_query_fragments<Traits>(
+      q,
+      [&](int row) {
+        return static_cast<const T*>(params.q) + batch * params.q_stride.batch +
+               head_of_row(row) * params.q_stride.head + query_of_row(row) * params.q_stride.seq;
+      },
+      num_rows, head_dim);
+  float o[1][Traits::kDTiles][4];
+#pragma unroll
+  for (int dt = 0; dt < Traits::kDTiles; ++dt) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) o[0][dt][i] = 0.0f;
+  }
+  SoftmaxState<1> state;
+  state.init();
+  const float multiplier = logit_multiplier(params);
+
+  int slot = 0;
+  for (int tile = tile_begin + warp; tile < tile_end; tile += num_warps) {
+    cp_async_wait<Traits::kStages - 2>();
+    __syncwarp();
+    const uint32_t k_tile = ring + slot * 2 * Traits::kTileBytes;
+    const uint32_t v_tile = k_tile + Traits::kTileBytes;
+    // The slot read last is the one to fill.
+    load_slot(tile + (Traits::kStages - 1) * num_warps, slot == 0 ? Traits::kStages - 1 : slot - 1);
+    slot = slot + 1 == Traits::kStages ? 0 : slot + 1;
+
+    float s[1][Traits::kNTiles][4];
+#pragma unroll
+    for (int nt = 0; nt < Traits::kNTiles; ++nt) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[0][nt][i] = 0.0f;
+    }
+#pragma unroll
+    for (int step = 0; step < Traits::kKSteps; ++step) {
+#pragma unroll
+      for (int pair = 0; pair < Traits::kNTiles / 2; ++pair) {
+        uint32_t b[4];
+        ldmatrix_x4(b, k_tile + Layout::offset(16 * pair + (lane / 16) * 8 + lane % 8,
+                                               2 * step + (lane / 8) % 2));
+        mma_m16n8k16<T>(s[0][2 * pair], q[step], b[0], b[1]);
+        mma_m16n8k16<T>(s[0][2 * pair + 1], q[step], b[2], b[3]);
+      }
+    }
+    if (needs_transform(params)) transform_scores(s, params);
+    const int key = tile * Traits::kKeys;
+    if (key < all_begin || key + Traits::kKeys > all_end) {
+      mask_scores(s, read_key_bounds(block_bounds), key, query_of_row);
+    }
+    state.update_max(s, multiplier, o);
+    uint32_t p[1][Traits::kNTiles / 2][4];
+#pragma unroll
+    for (int nt = 0; nt < Traits::kNTiles; ++nt) {
+      state.template exponentiate<T>(s, nt, multiplier, p);
+    }
+#pragma unroll
+    for (int step = 0; step < Traits::kNTiles / 2; ++step) {
+#pragma unroll
+      for (int pair = 0; pair < Traits::kDTiles / 2; ++pair) {
+        uint32_t b[4];
+        ldmatrix_x4_trans(b, v_tile + Layout::offset(16 * step + lane % 16, 2 * pair + lane / 16));
+        mma_m16n8k16<T>(o[0][2 * pair], p[0][step], b[0], b[1]);
+        mma_m16n8k16<T>(o[0][2 * pair + 1], p[0][step], b[2], b[3]);
+      }
+    }
+  }
+  state.finish();
+
+  // Merge the warps. Each leaves its outputs where its ring was, its states past all rings.
+  cp_async_wait<0>();
+  __syncthreads();
+  auto* outputs = reinterpret_cast<float*>(shared + warp * Traits::kWarpBytes);
+  auto* states = reinterpret_cast<float2*>(shared + num_warps * Traits::kWarpBytes);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = lane / 4 + 8 * half;
+#pragma unroll
+    for (int dt = 0; dt < Traits::kDTiles; ++dt) {
+      *reinterpret_cast<float2*>(outputs + row * Traits::kMergeStride + 8 * dt + 2 * (lane % 4)) =
+          make_float2(o[0][dt][2 * half], o[0][dt][2 * half + 1]);
+    }
+    if (lane % 4 == 0) {
+      states[warp * Traits::kRows + row] =
+          make_float2(state.row_max[0][half], state.row_sum[0][half]);
+    }
+  }
+  __syncthreads();
+
+  const PartialLayout partial{params.batch * params.num_heads * seq_len_q, args.num_splits,
+                              Traits::kHeadDim};
+  auto* workspace = static_cast<float*>(params.workspace);
+  constexpr int kPairs = Traits::kHeadDim / 2;
+  for (int i = threadIdx.x; i < num_rows * kPairs; i += blockDim.x) {
+    const int row = i / kPairs;
+    const int column = 2 * (i % kPairs);
+    // Unrolled over the most warps there can be, so that the reads overlap.
+    float2 part[Traits::kMaxWarps];
+    float2 x[Traits::kMaxWarps];
+#pragma unroll
+    for (int w = 0; w < Traits::kMaxWarps; ++w) {
+      if (w >= num_warps) break;
+      part[w] = states[w * Traits::kRows + row];
+      x[w] = *reinterpret_cast<const float2*>(shared + w * Traits::kWarpBytes +
+                                              (row * Traits::kMergeStride + column) * 4);
+    }
+    float top = kNoMaximum;
+#pragma unroll
+    for (int w = 0; w < Traits::kMaxWarps; ++w) {
+      if (w < num_warps) top = fmaxf(top, part[w].x);
+    }
+    float sum = 0.0f, x0 = 0.0f, x1 = 0.0f;
+#pragma unroll
+    for (int w = 0; w < Traits::kMaxWarps; ++w) {
+      if (w >= num_warps) break;
+      const float weight = exp2_approx(part[w].x - top);
+      sum += weight * part[w].y;
+      x0 += weight * x[w].x;
+      x1 += weight * x[w].y;
+    }
+    const int head = head_of_row(row);
+    const int query = query_of_row(row);
+    const int64_t global_row = (batch * params.num_heads + head) * seq_len_q + query;
+    if (args.num_splits > 1) {
+      if (column == 0) {
+        *reinterpret_cast<float2*>(workspace + partial.state(split, global_row)) =
+            make_float2(top, sum);
+      }
+      *reinterpret_cast<float2*>(workspace + partial.output(split, global_row) + column) =
+          make_float2(x0, x1);
+    } else {
+      const float inverse = inverse_sum(sum);
+      if (column < head_dim) {
+        T* out = static_cast<T*>(params.out) + batch * params.out_stride.batch +
+                 head * params.out_stride.head + query * params.out_stride.seq + column;
+        *reinterpret_cast<uint32_t*>(out) = pack2<T>(x0 * inverse, x1 * inverse);
+      }
+      if (column == 0 && params.lse != nullptr) params.lse[global_row] = log_sum_exp(top, sum);
+    }
+  }
+}
+
+}  // namespace flashint8::cuda

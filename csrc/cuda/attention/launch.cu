@@ -1,0 +1,57 @@
+// From a plan to its kernel.
+#include <utility>
+
+#include "flashint8/cuda.h"
+#include "launch.h"
+
+namespace flashint8::cuda {
+namespace {
+
+using PrefillLauncher = cudaError_t (*)(const AttentionParams&, cudaStream_t);
+
+template <typename T, size_t... kIndices>
+cudaError_t prefill(int variant, const AttentionParams& params, cudaStream_t stream,
+                    std::index_sequence<kIndices...>) {
+  static constexpr PrefillLauncher kLaunchers[] = {&launch_prefill<T, int{kIndices}>...};
+  if (variant < 0 || variant >= static_cast<int>(sizeof...(kIndices))) {
+    return cudaErrorInvalidValue;
+  }
+  return kLaunchers[variant](params, stream);
+}
+
+template <typename T>
+cudaError_t decode(const AttentionParams& params, const AttentionPlan& plan, cudaStream_t stream) {
+  switch (plan.head_dim) {
+    case 64:
+      return plan.vectorized ? launch_decode<T, 64, true>(params, plan, stream)
+                             : cudaErrorInvalidValue;
+    case 128:
+      return plan.vectorized ? launch_decode<T, 128, true>(params, plan, stream)
+                             : launch_decode<T, 128, false>(params, plan, stream);
+    case 256:
+      return plan.vectorized ? launch_decode<T, 256, true>(params, plan, stream)
+                             : launch_decode<T, 256, false>(params, plan, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+template <typename T>
+cudaError_t launch(const AttentionParams& params, const AttentionPlan& plan, cudaStream_t stream) {
+  if (plan.kernel == AttentionKernel::kDecode) return decode<T>(params, plan, stream);
+  return prefill<T>(plan.variant, params, stream, std::make_index_sequence<kNumPrefillVariants>());
+}
+
+}  // namespace
+
+cudaError_t launch_attention_fwd(const AttentionParams& params, const AttentionPlan& plan,
+                                 cudaStream_t stream) {
+  // The kernels take a window wider than every distance for none.
+  AttentionParams bounded = params;
+  const int64_t everything = params.seq_len_q + params.seq_len_kv + 1;
+  if (params.window <= 0 || params.window > everything) bounded.window = everything;
+  if (plan.dtype == DType::kFloat16) return launch<__half>(bounded, plan, stream);
+  if (plan.dtype == DType::kBFloat16) return launch<__nv_bfloat16>(bounded, plan, stream);
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace flashint8::cuda

@@ -1,0 +1,27 @@
+// Launches one variant of the prefill kernel. Included by the instantiations only.
+#pragma once
+
+#include "function_attributes.cuh"
+#include "launch.h"
+#include "prefill_kernel.cuh"
+
+namespace flashint8::cuda {
+
+template <typename T, int kIndex>
+cudaError_t launch_prefill(const AttentionParams& params, cudaStream_t stream) {
+  constexpr PrefillVariant kVariant = kPrefillVariants[kIndex];
+  constexpr auto kKernel = &prefill_kernel<T, kIndex>;
+  const cudaError_t allowed = allow_shared_memory<kKernel>(kVariant.shared_bytes());
+  if (allowed != cudaSuccess) return allowed;
+  PrefillArgs args;
+  args.params = params;
+  args.num_m_blocks =
+      static_cast<int>((params.seq_len_q + kVariant.block_m - 1) / kVariant.block_m);
+  args.section = heads_per_section(params);
+  const int64_t blocks = args.num_m_blocks * params.num_heads * params.batch;
+  kKernel<<<static_cast<unsigned>(blocks), kVariant.threads(), kVariant.shared_bytes(), stream>>>(
+      args);
+  return cudaGetLastError();
+}
+
+}  // namespace flashint8::cuda

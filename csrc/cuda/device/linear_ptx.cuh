@@ -1,0 +1,109 @@
+// The PTX that the INT8 linear kernels alone use: cp.async of part of 16 bytes and with cache
+// hints, shared-memory vectors by address, movmatrix.
+#pragma once
+
+#include <cstdint>
+
+namespace flashint8::cuda {
+
+// Weights that one block alone reads leave L2 first, so that x and partial sums stay there.
+__device__ __forceinline__ uint64_t l2_evict_first_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// For what several blocks read.
+__device__ __forceinline__ uint64_t l2_evict_normal_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// Copies `bytes` (0 to 16) to shared memory past L1 and fills the rest of the 16 with zeros; no
+// byte past `bytes` is read. Both addresses are 16-byte aligned.
+__device__ __forceinline__ void cp_async_16_part(uint32_t dst, const void* src, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes)
+               : "memory");
+}
+
+__device__ __forceinline__ void cp_async_16_part(uint32_t dst, const void* src, int bytes,
+                                                 uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(dst),
+               "l"(src), "r"(bytes), "l"(policy)
+               : "memory");
+}
+
+// 16 bytes (kWhole) or the first `bytes` of them and zeros, from src + 16 * index. The address is
+// formed inside: left to itself the compiler keeps a 64-bit pointer for every copy of an unrolled
+// loop, and spills.
+template <bool kWhole>
+__device__ __forceinline__ void cp_async_16_indexed(uint32_t dst, const void* src, uint32_t index,
+                                                    int bytes) {
+  if constexpr (kWhole) {
+    asm volatile(
+        "{\n.reg .b64 address;\n"
+        "mad.wide.u32 address, %2, 16, %1;\n"
+        "cp.async.cg.shared.global [%0], [address], 16;\n}" ::"r"(dst),
+        "l"(src), "r"(index)
+        : "memory");
+  } else {
+    asm volatile(
+        "{\n.reg .b64 address;\n"
+        "mad.wide.u32 address, %2, 16, %1;\n"
+        "cp.async.cg.shared.global [%0], [address], 16, %3;\n}" ::"r"(dst),
+        "l"(src), "r"(index), "r"(bytes)
+        : "memory");
+  }
+}
+
+template <bool kWhole>
+__device__ __forceinline__ void cp_async_16_indexed(uint32_t dst, const void* src, uint32_t index,
+                                                    int bytes, uint64_t policy) {
+  if constexpr (kWhole) {
+    asm volatile(
+        "{\n.reg .b64 address;\n"
+        "mad.wide.u32 address, %2, 16, %1;\n"
+        "cp.async.cg.shared.global.L2::cache_hint [%0], [address], 16, %3;\n}" ::"r"(dst),
+        "l"(src), "r"(index), "l"(policy)
+        : "memory");
+  } else {
+    asm volatile(
+        "{\n.reg .b64 address;\n"
+        "mad.wide.u32 address, %2, 16, %1;\n"
+        "cp.async.cg.shared.global.L2::cache_hint [%0], [address], 16, %3, %4;\n}" ::"r"(dst),
+        "l"(src), "r"(index), "r"(bytes), "l"(policy)
+        : "memory");
+  }
+}
+
+__device__ __forceinline__ uint4 load_shared_16(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
+  uint2 v;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared_16(uint32_t address, uint4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
+// Transposes an 8 x 8 matrix of 16-bit values spread over the warp: lane (g, t) gives M[g][2t,
+// 2t+1] and gets M[2t, 2t+1][g].
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t v) {
+  uint32_t d;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(v));
+  return d;
+}
+
+}  // namespace flashint8::cuda

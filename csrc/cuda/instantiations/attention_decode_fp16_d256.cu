@@ -1,0 +1,10 @@
+#include "../attention/decode_launch.cuh"
+
+namespace flashint8::cuda {
+
+template cudaError_t launch_decode<__half, 256, true>(const AttentionParams&, const AttentionPlan&,
+                                                      cudaStream_t);
+template cudaError_t launch_decode<__half, 256, false>(const AttentionParams&, const AttentionPlan&,
+                                                       cudaStream_t);
+
+}  // namespace flashint8::cuda

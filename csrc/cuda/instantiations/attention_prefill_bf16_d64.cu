@@ -1,0 +1,9 @@
+// Rows 3, 4 of kPrefillVariants.
+#include "../attention/prefill_launch.cuh"
+
+namespace flashint8::cuda {
+
+template cudaError_t launch_prefill<__nv_bfloat16, 3>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_prefill<__nv_bfloat16, 4>(const AttentionParams&, cudaStream_t);
+
+}  // namespace flashint8::cuda

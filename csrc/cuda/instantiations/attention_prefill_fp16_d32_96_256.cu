@@ -1,0 +1,10 @@
+// Rows 0, 5, 10 of kPrefillVariants.
+#include "../attention/prefill_launch.cuh"
+
+namespace flashint8::cuda {
+
+template cudaError_t launch_prefill<__half, 0>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_prefill<__half, 5>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_prefill<__half, 10>(const AttentionParams&, cudaStream_t);
+
+}  // namespace flashint8::cuda

@@ -1,0 +1,9 @@
+// Rows 1, 2 of kPrefillVariants.
+#include "../attention/prefill_launch.cuh"
+
+namespace flashint8::cuda {
+
+template cudaError_t launch_prefill<__half, 1>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_prefill<__half, 2>(const AttentionParams&, cudaStream_t);
+
+}  // namespace flashint8::cuda

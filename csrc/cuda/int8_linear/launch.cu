@@ -1,0 +1,45 @@
+// Picks the instantiation that a plan names.
+#include "flashint8/cuda.h"
+#include "launch.cuh"
+#include "variants.h"
+
+namespace flashint8::cuda {
+
+namespace {
+
+using Launcher = cudaError_t (*)(const Int8LinearParams&, const LinearPlan&, cudaStream_t);
+
+constexpr Launcher kGemvLaunchers[] = {launch_gemv<0>, launch_gemv<1>, launch_gemv<2>,
+                                       launch_gemv<3>, launch_gemv<4>, launch_gemv<5>};
+constexpr Launcher kGemmLaunchers[] = {launch_gemm<0>, launch_gemm<1>, launch_gemm<2>,
+                                       launch_gemm<3>, launch_gemm<4>, launch_gemm<5>};
+static_assert(sizeof(kGemvLaunchers) / sizeof(Launcher) == kNumGemvTiles);
+static_assert(sizeof(kGemmLaunchers) / sizeof(Launcher) == kNumGemmTiles);
+
+}  // namespace
+
+cudaError_t launch_int8_linear(const Int8LinearParams& params, const LinearPlan& plan,
+                               cudaStream_t stream) {
+  if (params.dtype != plan.dtype || params.dtype == DType::kFloat32) return cudaErrorInvalidValue;
+  if (plan.num_blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  if (plan.kernel == LinearKernel::kGemv) {
+    for (int i = 0; i < kNumGemvTiles; ++i) {
+      const GemvTile& tile = kGemvTiles[i];
+      if (tile.block_m == plan.block_m && tile.block_n == plan.block_n &&
+          tile.vectorized == plan.vectorized && plan.num_warps <= gemv_max_warps(tile)) {
+        return kGemvLaunchers[i](params, plan, stream);
+      }
+    }
+    return cudaErrorInvalidConfiguration;
+  }
+  for (int i = 0; i < kNumGemmTiles; ++i) {
+    const GemmTile& tile = kGemmTiles[i];
+    if (tile.block_m == plan.block_m && tile.block_n == plan.block_n && plan.vectorized) {
+      if (const cudaError_t error = kGemmLaunchers[i](params, plan, stream)) return error;
+      return plan.num_splits > 1 ? launch_split_sum(params, plan, stream) : cudaSuccess;
+    }
+  }
+  return cudaErrorInvalidConfiguration;
+}
+
+}  // namespace flashint8::cuda

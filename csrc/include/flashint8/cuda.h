@@ -1,0 +1,22 @@
+// Entry points of csrc/cuda. They allocate nothing, never synchronise, and run on `stream`, whose
+// device is the current one. Empty problems are the caller's (csrc/ops) to skip.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "flashint8/plan.h"
+
+namespace flashint8::cuda {
+
+cudaError_t launch_attention_fwd(const AttentionParams& params, const AttentionPlan& plan,
+                                 cudaStream_t stream);
+
+cudaError_t launch_int8_linear(const Int8LinearParams& params, const LinearPlan& plan,
+                               cudaStream_t stream);
+
+// Writes the first row that holds a NaN or an infinity, or INT32_MAX, to *bad_row (device memory,
+// set to INT32_MAX by the caller).
+cudaError_t launch_quantize_per_channel(const QuantizeParams& params, int32_t* bad_row,
+                                        cudaStream_t stream);
+
+}  // namespace flashint8::cuda

@@ -1,0 +1,59 @@
+// The contract of the INT8 weight-only linear operator.
+#pragma once
+
+#include <cstdint>
+
+#include "flashint8/types.h"
+
+namespace flashint8 {
+
+// Where row m of x begins: m is split over up to 4 leading dimensions (already merged where their
+// strides allow it), outermost first; unused ones are {1, 0} at the front. Strides in elements.
+struct RowLayout {
+  int64_t size[4] = {1, 1, 1, 1};
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    inline int64_t row_offset(const RowLayout& rows, int64_t m) {
+  int64_t offset = 0;
+  for (int d = 3; d > 0; --d) {
+    if (rows.size[d] == 1) continue;
+    offset += (m % rows.size[d]) * rows.stride[d];
+    m /= rows.size[d];
+  }
+  return offset + m * rows.stride[0];
+}
+
+// out[m, n] = scale[n] * sum_k x[m, k] * weight[n, k] + bias[n], accumulated in fp32.
+struct Int8LinearParams {
+  const void* x = nullptr;              // (m, k) by x_rows, dtype, last dimension contiguous
+  const int8_t* weight = nullptr;       // (n, k), rows weight_stride elements apart
+  const float* weight_scale = nullptr;  // (n,) contiguous
+  const void* bias = nullptr;           // (n,) contiguous, dtype; may be nullptr
+  void* out = nullptr;                  // (m, n) contiguous, dtype; every element is written
+  void* workspace = nullptr;            // plan.workspace_bytes, 16-byte aligned; nullptr where 0
+  RowLayout x_rows;
+  int64_t weight_stride = 0;
+  int64_t m = 0;
+  int64_t n = 0;
+  int64_t k = 0;
+  DType dtype = DType::kFloat16;
+};
+
+// Per-output-channel symmetric quantisation: scale[n] = max_k |w[n, k]| / 127,
+// q[n, k] = clamp(round_half_even(w[n, k] / scale[n]), -127, 127); an all-zero row gives scale 0.
+struct QuantizeParams {
+  const void* weight = nullptr;  // (n, k), dtype, strides below
+  int8_t* quantized = nullptr;   // (n, k) contiguous
+  float* scale = nullptr;        // (n,) contiguous
+  int64_t row_stride = 0;
+  int64_t col_stride = 1;
+  int64_t n = 0;
+  int64_t k = 0;
+  DType dtype = DType::kFloat32;
+};
+
+}  // namespace flashint8

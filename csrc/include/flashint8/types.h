@@ -1,0 +1,29 @@
+// Types shared by every kernel. Nothing here, or in the other headers of this folder, comes from
+// torch.
+#pragma once
+
+#include <cstdint>
+
+namespace flashint8 {
+
+enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// What a plan needs to know of a GPU. Filled from the device by csrc/ops, or by hand for a card
+// that is not there.
+struct Card {
+  int compute_capability = 0;       // 10 * major + minor: 86, 89, 90, ...
+  int sm_count = 0;                 // streaming multiprocessors
+  int shared_memory_per_block = 0;  // opt-in limit of dynamic shared memory, bytes
+};
+
+// Runs fn(begin, end, context) over [0, count) in chunks of at least `grain`, on several threads.
+// fn must not throw. csrc/ops fills it from torch's thread pool; nullptr-free.
+using ParallelFor = void (*)(int64_t count, int64_t grain,
+                             void (*fn)(int64_t begin, int64_t end, void* context), void* context);
+
+struct CpuThreads {
+  ParallelFor parallel_for;
+  int num_threads;  // >= 1, what parallel_for will use at most
+};
+
+}  // namespace flashint8

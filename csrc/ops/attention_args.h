@@ -1,0 +1,30 @@
+// Checks the arguments of the attention operator, allocates its output and fills the kernels'
+// params. Shared by the CPU and the CUDA op.
+#pragma once
+
+#include <optional>
+
+#include "flashint8/attention.h"
+#include "tensor_view.h"
+
+namespace flashint8::ops {
+
+struct AttentionCall {
+  AttentionParams params;
+  Tensor out;
+  std::optional<Tensor> lse;
+  TensorView q;  // where to allocate a workspace
+};
+
+// Throws std::invalid_argument, naming the argument, what was expected and what came.
+AttentionCall prepare_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                const std::optional<Tensor>& kv_lengths,
+                                const std::optional<Tensor>& kv_start, int64_t causal,
+                                int64_t window, double softcap, std::optional<double> scale,
+                                bool with_lse);
+
+inline bool is_empty(const AttentionParams& p) {
+  return p.batch == 0 || p.num_heads == 0 || p.seq_len_q == 0;
+}
+
+}  // namespace flashint8::ops

@@ -1,0 +1,126 @@
+#include "linear_args.h"
+
+namespace flashint8::ops {
+namespace {
+
+// The leading dimensions of x, adjacent ones merged where their strides allow it.
+RowLayout row_layout(const TensorView& x) {
+  RowLayout rows;
+  int used = 0;  // dimensions written, counted from the innermost end
+  for (int64_t d = x.ndim - 2; d >= 0; --d) {
+    if (x.sizes[d] == 1) continue;
+    if (used > 0) {
+      const int inner = 4 - used;
+      if (x.strides[d] == rows.size[inner] * rows.stride[inner]) {
+        rows.size[inner] *= x.sizes[d];
+        continue;
+      }
+    }
+    if (used == 4) {
+      fail("int8_linear: x's leading dimensions must merge into at most 4 strided ones, got shape ",
+           shape_text(x), "; pass x.contiguous()");
+    }
+    ++used;
+    rows.size[4 - used] = x.sizes[d];
+    rows.stride[4 - used] = x.strides[d];
+  }
+  return rows;
+}
+
+void check_weight(const TensorView& weight, const TensorView& x) {
+  check_same_device("int8_linear: weight", weight, "x", x);
+  if (weight.dtype != aoti_torch_dtype_int8()) {
+    fail("int8_linear: weight must be int8, got ", dtype_name(weight.dtype));
+  }
+  if (weight.ndim != 2) {
+    fail("int8_linear: weight must have 2 dimensions (N, K), got ", weight.ndim);
+  }
+  if (weight.sizes[1] != x.sizes[x.ndim - 1]) {
+    fail("int8_linear: x has ", x.sizes[x.ndim - 1], " features, weight has ", weight.sizes[1]);
+  }
+  check_last_dim_contiguous("int8_linear: weight", weight);
+}
+
+// A contiguous vector of weight's n.
+void check_channels(const char* what, const TensorView& t, int64_t n) {
+  if (t.ndim != 1 || t.sizes[0] != n) {
+    fail(what, " must have shape (", n, ",), got ", shape_text(t));
+  }
+  if (n > 1 && t.strides[0] != 1) fail(what, " must be contiguous, got stride ", t.strides[0]);
+}
+
+}  // namespace
+
+Int8LinearCall prepare_int8_linear(const Tensor& x_tensor, const Tensor& weight_tensor,
+                                   const Tensor& scale_tensor,
+                                   const std::optional<Tensor>& bias_tensor) {
+  const TensorView x = view(x_tensor), weight = view(weight_tensor), scale = view(scale_tensor);
+  Int8LinearParams p;
+  if (x.ndim < 1) fail("int8_linear: x must have at least 1 dimension, got 0");
+  p.dtype = check_float_dtype("int8_linear: x", x);
+  check_weight(weight, x);
+  p.n = weight.sizes[0];
+  p.k = weight.sizes[1];
+  check_last_dim_contiguous("int8_linear: x", x);
+  check_same_device("int8_linear: weight_scale", scale, "x", x);
+  if (scale.dtype != aoti_torch_dtype_float32()) {
+    fail("int8_linear: weight_scale must be float32, got ", dtype_name(scale.dtype));
+  }
+  check_channels("int8_linear: weight_scale", scale, p.n);
+  if (bias_tensor) {
+    const TensorView bias = view(*bias_tensor);
+    check_same_device("int8_linear: bias", bias, "x", x);
+    if (bias.dtype != x.dtype) {
+      fail("int8_linear: bias has dtype ", dtype_name(bias.dtype), ", x has ", dtype_name(x.dtype));
+    }
+    check_channels("int8_linear: bias", bias, p.n);
+    p.bias = bias.data;
+  }
+  p.m = 1;
+  for (int64_t d = 0; d + 1 < x.ndim; ++d) p.m *= x.sizes[d];
+  if (p.m > 0) p.x_rows = row_layout(x);
+  p.x = x.data;
+  p.weight = static_cast<const int8_t*>(weight.data);
+  p.weight_scale = static_cast<const float*>(scale.data);
+  p.weight_stride = weight.strides[0];
+
+  constexpr int64_t kMaxDims = 64;
+  int64_t sizes[kMaxDims];
+  if (x.ndim > kMaxDims) fail("int8_linear: x has ", x.ndim, " dimensions, at most 64 are taken");
+  for (int64_t d = 0; d + 1 < x.ndim; ++d) sizes[d] = x.sizes[d];
+  sizes[x.ndim - 1] = p.n;
+  Int8LinearCall call{.params = p, .out = empty_contiguous(x.ndim, sizes, x.dtype, x), .x = x};
+  call.params.out = call.out.mutable_data_ptr();
+  return call;
+}
+
+QuantizeCall prepare_quantize(const Tensor& weight_tensor) {
+  const TensorView weight = view(weight_tensor);
+  if (weight.ndim != 2) {
+    fail("quantize_per_channel: weight must have 2 dimensions (N, K), got ", weight.ndim);
+  }
+  const std::optional<DType> dtype = float_dtype(weight.dtype);
+  if (!dtype) {
+    fail("quantize_per_channel: weight must be float16, bfloat16 or float32, got ",
+         dtype_name(weight.dtype));
+  }
+  QuantizeCall call{.params = {},
+                    .quantized = empty_contiguous(2, weight.sizes, aoti_torch_dtype_int8(), weight),
+                    .scale = empty_contiguous(1, weight.sizes, aoti_torch_dtype_float32(), weight),
+                    .weight = weight};
+  call.params.weight = weight.data;
+  call.params.quantized = static_cast<int8_t*>(call.quantized.mutable_data_ptr());
+  call.params.scale = static_cast<float*>(call.scale.mutable_data_ptr());
+  call.params.row_stride = weight.strides[0];
+  call.params.col_stride = weight.strides[1];
+  call.params.n = weight.sizes[0];
+  call.params.k = weight.sizes[1];
+  call.params.dtype = *dtype;
+  return call;
+}
+
+void fail_non_finite(int64_t row) {
+  fail("quantize_per_channel: weight has a non-finite value in row ", row);
+}
+
+}  // namespace flashint8::ops

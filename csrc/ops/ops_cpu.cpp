@@ -1,0 +1,70 @@
+// The operators on the CPU.
+#include <tuple>
+
+#include "attention_args.h"
+#include "flashint8/cpu.h"
+#include "linear_args.h"
+
+namespace flashint8::ops {
+namespace {
+
+// torch's own threads, for the torch-free kernels.
+CpuThreads torch_threads() {
+  uint32_t num_threads = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&num_threads));
+  return {.parallel_for =
+              [](int64_t count, int64_t grain, void (*fn)(int64_t, int64_t, void*), void* context) {
+                TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, grain, fn, context));
+              },
+          .num_threads = static_cast<int>(num_threads)};
+}
+
+AttentionCall run_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                            const std::optional<Tensor>& kv_lengths,
+                            const std::optional<Tensor>& kv_start, int64_t causal, int64_t window,
+                            double softcap, std::optional<double> scale, bool with_lse) {
+  AttentionCall call =
+      prepare_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, with_lse);
+  if (!is_empty(call.params)) cpu::attention(call.params, torch_threads());
+  return call;
+}
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                 const std::optional<Tensor>& kv_lengths, const std::optional<Tensor>& kv_start,
+                 int64_t causal, int64_t window, double softcap, std::optional<double> scale) {
+  return run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, false).out;
+}
+
+std::tuple<Tensor, Tensor> attention_with_lse(const Tensor& q, const Tensor& k, const Tensor& v,
+                                              const std::optional<Tensor>& kv_lengths,
+                                              const std::optional<Tensor>& kv_start, int64_t causal,
+                                              int64_t window, double softcap,
+                                              std::optional<double> scale) {
+  const AttentionCall call =
+      run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, true);
+  return {call.out, *call.lse};
+}
+
+Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
+                   const std::optional<Tensor>& bias) {
+  const Int8LinearCall call = prepare_int8_linear(x, weight, weight_scale, bias);
+  if (call.params.m > 0 && call.params.n > 0) cpu::int8_linear(call.params, torch_threads());
+  return call.out;
+}
+
+std::tuple<Tensor, Tensor> quantize_per_channel(const Tensor& weight) {
+  const QuantizeCall call = prepare_quantize(weight);
+  const int64_t bad_row = cpu::quantize_per_channel(call.params, torch_threads());
+  if (bad_row >= 0) fail_non_finite(bad_row);
+  return {call.quantized, call.scale};
+}
+
+}  // namespace
+}  // namespace flashint8::ops
+
+STABLE_TORCH_LIBRARY_IMPL(flashint8, CPU, m) {
+  m.impl("attention", TORCH_BOX(&flashint8::ops::attention));
+  m.impl("attention_with_lse", TORCH_BOX(&flashint8::ops::attention_with_lse));
+  m.impl("int8_linear", TORCH_BOX(&flashint8::ops::int8_linear));
+  m.impl("quantize_per_channel", TORCH_BOX(&flashint8::ops::quantize_per_channel));
+}

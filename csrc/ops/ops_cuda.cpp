@@ -1,0 +1,98 @@
+// The operators on CUDA: check, plan, launch.
+#include <climits>
+#include <nvtx3/nvtx3.hpp>
+#include <tuple>
+
+#include "attention_args.h"
+#include "cuda_device.h"
+#include "flashint8/cuda.h"
+#include "linear_args.h"
+
+namespace flashint8::ops {
+namespace {
+
+struct NvtxDomain {
+  static constexpr const char* name = "flashint8";
+};
+using NvtxRange = nvtx3::scoped_range_in<NvtxDomain>;
+
+// Scratch memory from torch's allocator, which knows the stream. nullptr where none is needed.
+std::optional<Tensor> allocate_workspace(int64_t bytes, const TensorView& like) {
+  if (bytes == 0) return std::nullopt;
+  return empty_contiguous(1, &bytes, aoti_torch_dtype_uint8(), like);
+}
+
+AttentionCall run_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                            const std::optional<Tensor>& kv_lengths,
+                            const std::optional<Tensor>& kv_start, int64_t causal, int64_t window,
+                            double softcap, std::optional<double> scale, bool with_lse) {
+  const NvtxRange range("attention");
+  AttentionCall call =
+      prepare_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, with_lse);
+  if (is_empty(call.params)) return call;
+  const CudaCall cuda_call("attention", call.q);
+  const AttentionPlan plan = plan_attention(call.params, cuda_call.card());
+  const std::optional<Tensor> workspace = allocate_workspace(plan.workspace_bytes, call.q);
+  if (workspace) call.params.workspace = workspace->mutable_data_ptr();
+  cuda_call.check(cuda::launch_attention_fwd(call.params, plan, cuda_call.stream()));
+  return call;
+}
+
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                 const std::optional<Tensor>& kv_lengths, const std::optional<Tensor>& kv_start,
+                 int64_t causal, int64_t window, double softcap, std::optional<double> scale) {
+  return run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, false).out;
+}
+
+std::tuple<Tensor, Tensor> attention_with_lse(const Tensor& q, const Tensor& k, const Tensor& v,
+                                              const std::optional<Tensor>& kv_lengths,
+                                              const std::optional<Tensor>& kv_start, int64_t causal,
+                                              int64_t window, double softcap,
+                                              std::optional<double> scale) {
+  const AttentionCall call =
+      run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, true);
+  return {call.out, *call.lse};
+}
+
+Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
+                   const std::optional<Tensor>& bias) {
+  const NvtxRange range("int8_linear");
+  Int8LinearCall call = prepare_int8_linear(x, weight, weight_scale, bias);
+  if (call.params.m == 0 || call.params.n == 0) return call.out;
+  const CudaCall cuda_call("int8_linear", call.x);
+  const LinearPlan plan = plan_int8_linear(call.params, cuda_call.card());
+  const std::optional<Tensor> workspace = allocate_workspace(plan.workspace_bytes, call.x);
+  if (workspace) call.params.workspace = workspace->mutable_data_ptr();
+  cuda_call.check(cuda::launch_int8_linear(call.params, plan, cuda_call.stream()));
+  return call.out;
+}
+
+// Waits for the device: it has to know whether a row held a NaN or an infinity.
+std::tuple<Tensor, Tensor> quantize_per_channel(const Tensor& weight) {
+  const NvtxRange range("quantize_per_channel");
+  const QuantizeCall call = prepare_quantize(weight);
+  if (call.params.n == 0) return {call.quantized, call.scale};
+  const CudaCall cuda_call("quantize_per_channel", call.weight);
+  const cudaStream_t stream = cuda_call.stream();
+  const Tensor bad_row = *allocate_workspace(sizeof(int32_t), call.weight);
+  auto* device_value = static_cast<int32_t*>(bad_row.mutable_data_ptr());
+  int32_t value = INT32_MAX;
+  cuda_call.check(
+      cudaMemcpyAsync(device_value, &value, sizeof value, cudaMemcpyHostToDevice, stream));
+  cuda_call.check(cuda::launch_quantize_per_channel(call.params, device_value, stream));
+  cuda_call.check(
+      cudaMemcpyAsync(&value, device_value, sizeof value, cudaMemcpyDeviceToHost, stream));
+  cuda_call.check(cudaStreamSynchronize(stream));
+  if (value != INT32_MAX) fail_non_finite(value);
+  return {call.quantized, call.scale};
+}
+
+}  // namespace
+}  // namespace flashint8::ops
+
+STABLE_TORCH_LIBRARY_IMPL(flashint8, CUDA, m) {
+  m.impl("attention", TORCH_BOX(&flashint8::ops::attention));
+  m.impl("attention_with_lse", TORCH_BOX(&flashint8::ops::attention_with_lse));
+  m.impl("int8_linear", TORCH_BOX(&flashint8::ops::int8_linear));
+  m.impl("quantize_per_channel", TORCH_BOX(&flashint8::ops::quantize_per_channel));
+}

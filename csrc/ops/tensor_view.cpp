@@ -1,0 +1,113 @@
+#include "tensor_view.h"
+
+namespace flashint8::ops {
+
+TensorView view(const Tensor& tensor) {
+  const AtenTensorHandle handle = tensor.get();
+  TensorView t{};
+  void* data = nullptr;
+  int64_t* sizes = nullptr;
+  int64_t* strides = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle, &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle, &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle, &t.ndim));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle, &t.dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle, &t.device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle, &t.device_index));
+  t.data = data;
+  t.sizes = sizes;
+  t.strides = strides;
+  return t;
+}
+
+std::string dtype_name(int32_t dtype) {
+  if (dtype == aoti_torch_dtype_float32()) return "float32";
+  if (dtype == aoti_torch_dtype_float16()) return "float16";
+  if (dtype == aoti_torch_dtype_bfloat16()) return "bfloat16";
+  if (dtype == aoti_torch_dtype_float64()) return "float64";
+  if (dtype == aoti_torch_dtype_int8()) return "int8";
+  if (dtype == aoti_torch_dtype_uint8()) return "uint8";
+  if (dtype == aoti_torch_dtype_int16()) return "int16";
+  if (dtype == aoti_torch_dtype_int32()) return "int32";
+  if (dtype == aoti_torch_dtype_int64()) return "int64";
+  if (dtype == aoti_torch_dtype_bool()) return "bool";
+  return "dtype " + std::to_string(dtype);
+}
+
+std::string device_name(const TensorView& t) {
+  if (t.device_type == aoti_torch_device_type_cpu()) return "cpu";
+  const std::string kind = is_cuda(t) ? "cuda" : "device type " + std::to_string(t.device_type);
+  return kind + ":" + std::to_string(t.device_index);
+}
+
+std::string shape_text(const TensorView& t) {
+  std::string text = "(";
+  for (int64_t d = 0; d < t.ndim; ++d) {
+    if (d > 0) text += ", ";
+    text += std::to_string(t.sizes[d]);
+  }
+  if (t.ndim == 1) text += ",";
+  return text + ")";
+}
+
+std::optional<DType> float_dtype(int32_t dtype) {
+  if (dtype == aoti_torch_dtype_float16()) return DType::kFloat16;
+  if (dtype == aoti_torch_dtype_bfloat16()) return DType::kBFloat16;
+  if (dtype == aoti_torch_dtype_float32()) return DType::kFloat32;
+  return std::nullopt;
+}
+
+void check_same_device(const char* what, const TensorView& t, const char* reference_name,
+                       const TensorView& reference) {
+  if (t.device_type == reference.device_type && t.device_index == reference.device_index) return;
+  fail(what, " is on ", device_name(t), ", ", reference_name, " is on ", device_name(reference));
+}
+
+void check_last_dim_contiguous(const char* what, const TensorView& t) {
+  const int64_t d = t.ndim - 1;
+  if (t.sizes[d] <= 1 || t.strides[d] == 1) return;
+  fail(what, "'s last dimension must be contiguous, got stride ", t.strides[d]);
+}
+
+DType check_float_dtype(const char* what, const TensorView& t) {
+  const std::optional<DType> dtype = float_dtype(t.dtype);
+  if (is_cuda(t)) {
+    if (!dtype || *dtype == DType::kFloat32) {
+      fail(what, " must be float16 or bfloat16 on CUDA, got ", dtype_name(t.dtype));
+    }
+  } else if (!dtype) {
+    fail(what, " must be float16, bfloat16 or float32, got ", dtype_name(t.dtype));
+  }
+  return *dtype;
+}
+
+bool is_cuda(const TensorView& t) { return t.device_type == aoti_torch_device_type_cuda(); }
+
+Tensor empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
+                     const TensorView& like) {
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, sizes, strides, dtype, like.device_type,
+                                                  like.device_index, &handle));
+  return Tensor(handle);
+}
+
+Tensor empty_contiguous(int64_t ndim, const int64_t* sizes, int32_t dtype, const TensorView& like) {
+  constexpr int64_t kMaxDims = 64;
+  int64_t strides[kMaxDims];
+  if (ndim > kMaxDims) fail("a tensor has ", ndim, " dimensions, at most ", kMaxDims, " are taken");
+  int64_t stride = 1;
+  for (int64_t d = ndim - 1; d >= 0; --d) {
+    strides[d] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  return empty_strided(ndim, sizes, strides, dtype, like);
+}
+
+int64_t element_count(const TensorView& t) {
+  int64_t count = 1;
+  for (int64_t d = 0; d < t.ndim; ++d) count *= t.sizes[d];
+  return count;
+}
+
+}  // namespace flashint8::ops

@@ -1,0 +1,35 @@
+# ruff: noqa: N999
+"""The compiled module: no tensors, build information and kernel plans as data."""
+
+from typing import Any
+
+def build_info() -> dict[str, Any]: ...
+def cpu_isa() -> str: ...
+def cpu_isa_supported() -> list[str]: ...
+def attention_plan(
+    *,
+    batch: int,
+    num_heads: int,
+    num_kv_heads: int,
+    seq_len_q: int,
+    seq_len_kv: int,
+    head_dim: int,
+    dtype: str,
+    causal: int,
+    window: int,
+    vectorized: bool = True,
+    compute_capability: int,
+    sm_count: int,
+    shared_memory_per_block: int,
+) -> dict[str, Any]: ...
+def int8_linear_plan(
+    *,
+    m: int,
+    n: int,
+    k: int,
+    dtype: str,
+    vectorized: bool = True,
+    compute_capability: int,
+    sm_count: int,
+    shared_memory_per_block: int,
+) -> dict[str, Any]: ...

@@ -1,0 +1,29 @@
+"""Fused exact attention and INT8 weight-only linear layers for PyTorch inference."""
+
+from flashint8._version import __version__
+from flashint8.functional import (
+    attention,
+    attention_with_lse,
+    int8_linear,
+    quantize_per_channel,
+    scaled_dot_product_attention,
+)
+from flashint8.modules import CausalSelfAttention, QuantLinear
+from flashint8.plan import Card, Plan, explain
+from flashint8.quantize import QuantizeReport, quantize_model
+
+__all__ = [
+    "Card",
+    "CausalSelfAttention",
+    "Plan",
+    "QuantLinear",
+    "QuantizeReport",
+    "__version__",
+    "attention",
+    "attention_with_lse",
+    "explain",
+    "int8_linear",
+    "quantize_model",
+    "quantize_per_channel",
+    "scaled_dot_product_attention",
+]

@@ -1,0 +1,226 @@
+"""The operators' argument checks, in Python: for fake tensors (torch.compile, meta) and `explain`.
+
+They mirror csrc/ops, message for message and in the same order; the eager path never comes here.
+All raise ValueError.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_HEAD_DIM = 256
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """ "float16" for torch.float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def shape_text(tensor: Tensor) -> str:
+    """ "(2, 3)", "(2,)"."""
+    return str(tuple(tensor.shape))
+
+
+def _check_device(what: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+    if tensor.device != reference.device:
+        raise ValueError(f"{what} is on {tensor.device}, {reference_name} is on {reference.device}")
+
+
+def _check_last_dim(what: str, tensor: Tensor) -> None:
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(
+            f"{what}'s last dimension must be contiguous, got stride {tensor.stride(-1)}"
+        )
+
+
+def _check_float(what: str, tensor: Tensor, device_type: str) -> None:
+    if device_type == "cuda":
+        if tensor.dtype not in (torch.float16, torch.bfloat16):
+            got = dtype_name(tensor.dtype)
+            raise ValueError(f"{what} must be float16 or bfloat16 on CUDA, got {got}")
+    elif tensor.dtype not in FLOAT_DTYPES:
+        got = dtype_name(tensor.dtype)
+        raise ValueError(f"{what} must be float16, bfloat16 or float32, got {got}")
+
+
+def _check_like_q(what: str, tensor: Tensor, q: Tensor) -> None:
+    _check_device(what, tensor, "q", q)
+    if tensor.dtype != q.dtype:
+        raise ValueError(
+            f"{what} has dtype {dtype_name(tensor.dtype)}, q has {dtype_name(q.dtype)}"
+        )
+    if tensor.shape[0] != q.shape[0]:
+        raise ValueError(f"{what} has batch {tensor.shape[0]}, q has {q.shape[0]}")
+    if tensor.shape[3] != q.shape[3]:
+        raise ValueError(f"{what} has head_dim {tensor.shape[3]}, q has {q.shape[3]}")
+    _check_last_dim(what, tensor)
+
+
+def _check_row_numbers(what: str, tensor: Tensor, q: Tensor) -> None:
+    _check_device(what, tensor, "q", q)
+    if tensor.dtype != torch.int32:
+        raise ValueError(f"{what} must be int32, got {dtype_name(tensor.dtype)}")
+    if tensor.dim() != 1 or tensor.shape[0] != q.shape[0]:
+        raise ValueError(f"{what} must have shape ({q.shape[0]},), got {shape_text(tensor)}")
+
+
+def _check_head_dim(head_dim: int, device_type: str) -> None:
+    if head_dim < 1:
+        raise ValueError(f"attention: head_dim must be at least 1, got {head_dim}")
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"attention: head_dim must be at most {MAX_HEAD_DIM}, got {head_dim}")
+    if device_type == "cuda" and head_dim % 8 != 0:
+        raise ValueError(f"attention: head_dim must be a multiple of 8 on CUDA, got {head_dim}")
+
+
+def _check_options(causal: int, window: int, softcap: float, scale: float | None) -> None:
+    if causal not in (0, 1, 2):
+        raise ValueError(f"attention: causal must be 0, 1 or 2, got {causal}")
+    if window != -1 and window <= 0:
+        raise ValueError(f"attention: window must be -1 or positive, got {window}")
+    if window > 0 and causal == 0:
+        raise ValueError("attention: window needs causal 1 or 2, got causal 0")
+    if not 0 <= softcap < math.inf:
+        raise ValueError(f"attention: softcap must be finite and at least 0, got {softcap:g}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"attention: scale must be finite, got {scale:g}")
+
+
+def check_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_lengths: Tensor | None = None,
+    kv_start: Tensor | None = None,
+    *,
+    causal: int = 1,
+    window: int = -1,
+    softcap: float = 0.0,
+    scale: float | None = None,
+    device_type: str | None = None,
+) -> None:
+    """Checks `attention`'s arguments by the rules of `device_type` (None: that of q)."""
+    device_type = device_type or q.device.type
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4:
+            raise ValueError(
+                f"attention: {name} must have 4 dimensions (B, H, T, D), got {tensor.dim()}"
+            )
+    _check_float("attention: q", q, device_type)
+    _check_like_q("attention: k", k, q)
+    _check_like_q("attention: v", v, q)
+    _check_last_dim("attention: q", q)
+    if v.shape[1] != k.shape[1]:
+        raise ValueError(f"attention: v has {v.shape[1]} heads, k has {k.shape[1]}")
+    if v.shape[2] != k.shape[2]:
+        raise ValueError(f"attention: v has {v.shape[2]} keys, k has {k.shape[2]}")
+    num_heads, num_kv_heads = q.shape[1], k.shape[1]
+    if num_heads != 0 if num_kv_heads == 0 else num_heads % num_kv_heads != 0:
+        raise ValueError(
+            f"attention: q has {num_heads} heads, not a multiple of k's {num_kv_heads}"
+        )
+    _check_head_dim(q.shape[3], device_type)
+    _check_options(causal, window, softcap, scale)
+    if kv_lengths is not None:
+        _check_row_numbers("attention: kv_lengths", kv_lengths, q)
+    if kv_start is not None:
+        _check_row_numbers("attention: kv_start", kv_start, q)
+
+
+def attention_output_strides(q: Tensor) -> list[int]:
+    """Strides of `attention`'s output: dense, in the memory order of q's dimensions.
+
+    The three leading dimensions go from the largest stride of q to the smallest, head_dim is
+    innermost. Dimensions of size 1 or stride 0 have no order and keep their place.
+    """
+    sizes, strides = q.shape, q.stride()
+    has_order = [sizes[d] > 1 and strides[d] != 0 for d in range(3)]
+    ordered = sorted((d for d in range(3) if has_order[d]), key=lambda d: strides[d], reverse=True)
+    result = [1, 1, 1, 1]
+    step = sizes[3]
+    for d in (2, 1, 0):
+        dimension = ordered.pop() if has_order[d] else d
+        result[dimension] = step
+        if sizes[dimension] > 1:
+            step = step * sizes[dimension]
+    return result
+
+
+def _check_row_layout(x: Tensor) -> None:
+    """The leading dimensions of x merge into at most 4 strided ones."""
+    if x.dim() <= 5 or x.numel() == 0:
+        return
+    runs = 0
+    inner_extent = 0
+    for d in range(x.dim() - 2, -1, -1):
+        size, stride = x.shape[d], x.stride(d)
+        if size == 1:
+            continue
+        if runs == 0 or stride != inner_extent:
+            runs += 1
+            inner_extent = stride
+        if runs > 4:
+            raise ValueError(
+                "int8_linear: x's leading dimensions must merge into at most 4 strided ones, got "
+                f"shape {shape_text(x)}; pass x.contiguous()"
+            )
+        inner_extent = inner_extent * size
+    return
+
+
+def _check_channels(what: str, tensor: Tensor, n: int) -> None:
+    if tensor.dim() != 1 or tensor.shape[0] != n:
+        raise ValueError(f"{what} must have shape ({n},), got {shape_text(tensor)}")
+    if n > 1 and tensor.stride(0) != 1:
+        raise ValueError(f"{what} must be contiguous, got stride {tensor.stride(0)}")
+
+
+def check_int8_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    device_type: str | None = None,
+) -> None:
+    """Checks `int8_linear`'s arguments by the rules of `device_type` (None: that of x)."""
+    if x.dim() < 1:
+        raise ValueError("int8_linear: x must have at least 1 dimension, got 0")
+    _check_float("int8_linear: x", x, device_type or x.device.type)
+    _check_device("int8_linear: weight", weight, "x", x)
+    if weight.dtype != torch.int8:
+        raise ValueError(f"int8_linear: weight must be int8, got {dtype_name(weight.dtype)}")
+    if weight.dim() != 2:
+        raise ValueError(f"int8_linear: weight must have 2 dimensions (N, K), got {weight.dim()}")
+    if weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"int8_linear: x has {x.shape[-1]} features, weight has {weight.shape[1]}")
+    _check_last_dim("int8_linear: weight", weight)
+    _check_last_dim("int8_linear: x", x)
+    _check_device("int8_linear: weight_scale", weight_scale, "x", x)
+    if weight_scale.dtype != torch.float32:
+        got = dtype_name(weight_scale.dtype)
+        raise ValueError(f"int8_linear: weight_scale must be float32, got {got}")
+    _check_channels("int8_linear: weight_scale", weight_scale, weight.shape[0])
+    if bias is not None:
+        _check_device("int8_linear: bias", bias, "x", x)
+        if bias.dtype != x.dtype:
+            raise ValueError(
+                f"int8_linear: bias has dtype {dtype_name(bias.dtype)}, x has {dtype_name(x.dtype)}"
+            )
+        _check_channels("int8_linear: bias", bias, weight.shape[0])
+    _check_row_layout(x)
+
+
+def check_quantize_per_channel(weight: Tensor) -> None:
+    """Checks `quantize_per_channel`'s argument, all but the values."""
+    if weight.dim() != 2:
+        raise ValueError(
+            f"quantize_per_channel: weight must have 2 dimensions (N, K), got {weight.dim()}"
+        )
+    if weight.dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            "quantize_per_channel: weight must be float16, bfloat16 or float32, got "
+            f"{dtype_name(weight.dtype)}"
+        )

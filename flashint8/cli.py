@@ -1,0 +1,33 @@
+"""The `flashint8` command."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from flashint8 import _version
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="flashint8",
+        description="Fused attention and INT8 weight-only linear layers for PyTorch inference.",
+    )
+    parser.add_argument("--version", action="version", version=f"flashint8 {_version.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    info = commands.add_parser(
+        "info", help="what was built, what this machine will run, and why not more"
+    )
+    info.add_argument("--json", action="store_true", help="as JSON")
+    options = parser.parse_args(arguments)
+
+    from flashint8 import _info
+
+    report = _info.collect()
+    if options.json:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    else:
+        print(_info.render(report))
+    return 0

@@ -1,0 +1,1 @@
+"""Models and blocks built from the package's parts."""

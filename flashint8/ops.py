@@ -1,0 +1,223 @@
+"""The Python side of the operators: fake kernels, and what happens to a backward pass.
+
+The operators have no autograd kernel: registering one costs every call microseconds. Instead
+`functional` enters one of the autograd functions below when grad is enabled and an input requires
+it. Their backward calls the operator `flashint8::_no_backward`, which raises: an operator, not a
+plain `raise`, so that torch.compile can trace a model whose norms have trainable weights.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashint8 import _checks
+from flashint8 import _load as _load  # registers the operators
+
+_namespace = torch.ops.flashint8
+attention: Callable[..., Tensor] = _namespace.attention.default
+attention_with_lse: Callable[..., tuple[Tensor, Tensor]] = _namespace.attention_with_lse.default
+int8_linear: Callable[..., Tensor] = _namespace.int8_linear.default
+quantize_per_channel: Callable[..., tuple[Tensor, Tensor]] = _namespace.quantize_per_channel.default
+
+_ATTENTION_HAS_NO_BACKWARD = (
+    "flashint8.attention is for inference and has no backward; to train, use "
+    "torch.nn.functional.scaled_dot_product_attention; to run it, wrap the call in "
+    "torch.inference_mode()"
+)
+_LINEAR_HAS_NO_BACKWARD = (
+    "flashint8.int8_linear is for inference and has no backward; to train, use torch.nn.Linear "
+    "(QuantLinear.to_linear() makes one); to run it, wrap the call in torch.inference_mode()"
+)
+
+
+def _attention_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_lengths: Tensor | None = None,
+    kv_start: Tensor | None = None,
+    *,
+    causal: int = 1,
+    window: int = -1,
+    softcap: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    _checks.check_attention(
+        q,
+        k,
+        v,
+        kv_lengths,
+        kv_start,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        scale=scale,
+    )
+    return q.new_empty_strided(q.shape, _checks.attention_output_strides(q))
+
+
+def _attention_with_lse_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv_lengths: Tensor | None = None,
+    kv_start: Tensor | None = None,
+    *,
+    causal: int = 1,
+    window: int = -1,
+    softcap: float = 0.0,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    out = _attention_fake(
+        q,
+        k,
+        v,
+        kv_lengths,
+        kv_start,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+        scale=scale,
+    )
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _int8_linear_fake(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    _checks.check_int8_linear(x, weight, weight_scale, bias)
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _quantize_per_channel_fake(weight: Tensor) -> tuple[Tensor, Tensor]:
+    _checks.check_quantize_per_channel(weight)
+    return (
+        weight.new_empty(weight.shape, dtype=torch.int8),
+        weight.new_empty(weight.shape[:1], dtype=torch.float32),
+    )
+
+
+torch.library.register_fake("flashint8::attention", _attention_fake)
+torch.library.register_fake("flashint8::attention_with_lse", _attention_with_lse_fake)
+torch.library.register_fake("flashint8::int8_linear", _int8_linear_fake)
+torch.library.register_fake("flashint8::quantize_per_channel", _quantize_per_channel_fake)
+
+_library = torch.library.Library("flashint8", "FRAGMENT")
+_library.define("_no_backward(Tensor grad, SymInt[] size, str message) -> Tensor")
+
+
+@torch.library.impl(_library, "_no_backward", "CompositeExplicitAutograd")
+def _no_backward_raise(grad: Tensor, size: list[int], message: str) -> Tensor:
+    raise RuntimeError(message)
+
+
+def _no_backward_fake(grad: Tensor, size: list[int], message: str) -> Tensor:
+    return grad.new_empty(size)
+
+
+torch.library.register_fake("flashint8::_no_backward", _no_backward_fake, lib=_library)
+_no_backward: Callable[..., Tensor] = torch.ops.flashint8._no_backward.default
+
+
+def _raise_for(
+    shapes: list[torch.Size | None], grad: Tensor, message: str
+) -> tuple[Tensor | None, ...]:
+    return tuple(None if size is None else _no_backward(grad, size, message) for size in shapes)
+
+
+def _shapes(*tensors: Tensor | None) -> list[torch.Size | None]:
+    return [None if tensor is None else tensor.shape for tensor in tensors]
+
+
+class AttentionForward(torch.autograd.Function):
+    """`attention` where grad is enabled and q, k or v requires it."""
+
+    @staticmethod
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_lengths: Tensor | None,
+        kv_start: Tensor | None,
+        causal: int,
+        window: int,
+        softcap: float,
+        scale: float | None,
+    ) -> Tensor:
+        return attention(
+            q,
+            k,
+            v,
+            kv_lengths,
+            kv_start,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            scale=scale,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.shapes = _shapes(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grads = _raise_for(ctx.shapes, grad, _ATTENTION_HAS_NO_BACKWARD)
+        return *grads, None, None, None, None, None, None
+
+
+class AttentionWithLseForward(torch.autograd.Function):
+    """`attention_with_lse` where grad is enabled and q, k or v requires it."""
+
+    @staticmethod
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv_lengths: Tensor | None,
+        kv_start: Tensor | None,
+        causal: int,
+        window: int,
+        softcap: float,
+        scale: float | None,
+    ) -> tuple[Tensor, Tensor]:
+        return attention_with_lse(
+            q,
+            k,
+            v,
+            kv_lengths,
+            kv_start,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+            scale=scale,
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.shapes = _shapes(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+        grads = _raise_for(ctx.shapes, grad, _ATTENTION_HAS_NO_BACKWARD)
+        return *grads, None, None, None, None, None, None
+
+
+class Int8LinearForward(torch.autograd.Function):
+    """`int8_linear` where grad is enabled and x, weight_scale or bias requires it."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+        return int8_linear(x, weight, weight_scale, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, _, weight_scale, bias = inputs
+        ctx.shapes = _shapes(x, weight_scale, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_scale, bias = _raise_for(ctx.shapes, grad, _LINEAR_HAS_NO_BACKWARD)
+        return x, None, weight_scale, bias

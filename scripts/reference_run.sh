@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+# Builds for the card found here, tests, checks with compute-sanitizer, measures and profiles.
+#
+#   scripts/reference_run.sh OUTDIR [build] [test] [ptx] [sanitize] [bench] [profile]
+#
+# All parts by default. Uses the Python in hand (PYTHON, default python3) with the torch it has,
+# installs nothing, builds in place. A part that fails does not stop the others; the exit status is
+# the number of parts that failed. OUTDIR gets the result files, logs.txt and summary.txt.
+#
+# Environment: PYTHON, TORCH_CUDA_ARCH_LIST (default: the card's), MAX_JOBS, TEST_FLAGS,
+# FLASHINT8_REVISION ("<commit>" or "<commit>-dirty", where the tree has no .git),
+# SANITIZER_FLAGS, SANITIZER_SECONDS (240), TEST_SECONDS (240).
+set -u
+
+if [ $# -lt 1 ]; then
+  sed -n '2,12s/^# \{0,1\}//p' "$0"
+  exit 2
+fi
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+shift
+[ $# -gt 0 ] || set -- build test ptx sanitize bench profile
+for part in "$@"; do
+  case $part in
+    build | test | ptx | sanitize | bench | profile) ;;
+    *) echo "reference_run: unknown part '$part'" && exit 2 ;;
+  esac
+done
+wanted=" $* "
+
+cd "$(dirname "$0")/.." || exit 2
+root=$PWD
+python=${PYTHON:-python3}
+export FLASHINT8_CUDA=1
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-native}
+export MAX_JOBS=${MAX_JOBS:-$(nproc)}
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONDONTWRITEBYTECODE=1
+work=$(mktemp -d)
+started=$SECONDS
+
+finish() {
+  for log in "$work"/*.log; do
+    [ -f "$log" ] || continue
+    printf '\n======== %s ========\n' "$(basename "$log" .log)"
+    cat "$log"
+  done > "$out/logs.txt"
+  rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 143' TERM INT
+
+# run NAME SECONDS COMMAND...: output to a log of its own; status, seconds and a note to a file.
+run() {
+  local name=$1 limit=$2 begin=$SECONDS status
+  shift 2
+  timeout --kill-after=10 "$limit" "$@" > "$work/$name.log" 2>&1
+  status=$?
+  [ $status -ne 124 ] && [ $status -ne 137 ] || echo "stopped after $limit s" >> "$work/$name.log"
+  result "$name" $status $((SECONDS - begin)) "$(note "$name")"
+  return $status
+}
+
+# The last line of a log that says something: pytest's summary, an error, what was built; or the
+# last that matches a pattern.
+note() {
+  sed 's/\x1b\[[0-9;]*m//g' "$work/$1.log" |
+    grep -E "${2:-passed|failed|rror|built|stopped after|written:|FAILS}" | tail -n 1 |
+    sed -e 's/^=* *//' -e 's/ *=*$//' -e "s|$work|.|g" -e "s|$root|.|g" | cut -c1-90
+}
+
+result() {
+  local word=ok
+  [ "$2" -eq 0 ] || word="FAILED ($2)"
+  [ "$2" != 0 ] || [ "${4#not run}" = "$4" ] || word="not run"
+  printf '%s\t%s\t%s\t%s\n' "$1" "$word" "$3" "$4" >> "$work/results"
+  printf '%-22s %-12s %4s s  %s\n' "$1" "$word" "$3" "$4"
+}
+
+has() { [[ $wanted == *" $1 "* ]]; }
+
+pytest_jobs() { # as many workers as the plugin allows, if it is there
+  "$python" -c 'import xdist' 2> /dev/null && echo "-n $1"
+}
+
+# Builds in place and says what the result holds.
+compile='"$0" setup.py -q build_ext --inplace && "$0" -m flashint8 info'
+
+build() { run build 300 bash -c "$compile" "$python"; }
+
+tests() {
+  # shellcheck disable=SC2046,SC2086
+  run test "${TEST_SECONDS:-240}" "$python" -m pytest -q -p no:cacheprovider --require-cuda \
+    $(pytest_jobs 6) ${TEST_FLAGS:-}
+}
+
+# The code of small cards: a library that holds one PTX version only, compiled by the driver here.
+ptx() {
+  local copy=$work/ptx$1
+  mkdir -p "$copy"
+  tar -C "$root" --exclude=./build --exclude=./.git --exclude=./.venv --exclude='*.so' \
+    --exclude=./results -cf - . | tar -C "$copy" -xf -
+  (
+    cd "$copy" || exit 1
+    export TORCH_CUDA_ARCH_LIST="$1-virtual" PYTHONPATH=$copy CUDA_CACHE_PATH=$copy/cache
+    export MAX_JOBS=$(((MAX_JOBS + 1) / 2))
+    run "ptx_$1_build" 300 bash -c "$compile" "$python" &&
+      # shellcheck disable=SC2046
+      run "ptx_$1_test" "${TEST_SECONDS:-240}" "$python" -m pytest -q -p no:cacheprovider \
+        --require-cuda -k cuda $(pytest_jobs 3) tests/test_attention*.py tests/test_int8_linear.py
+  )
+  rm -rf "$copy"
+}
+
+sanitize() {
+  local tool=$1 begin=$SECONDS status log=$work/$1.log total ours
+  if ! command -v compute-sanitizer > /dev/null; then
+    echo "not run: compute-sanitizer is not installed" > "$log"
+    result "$tool" 0 0 "not run: compute-sanitizer is not installed"
+    return
+  fi
+  (
+    [ "$tool" != memcheck ] || export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    # shellcheck disable=SC2086
+    timeout --kill-after=10 "${SANITIZER_SECONDS:-240}" compute-sanitizer --tool "$tool" \
+      --error-exitcode 9 ${SANITIZER_FLAGS:-} \
+      "$python" -m pytest -q -p no:cacheprovider --require-cuda -m sanitizer -k cuda
+  ) > "$log" 2>&1
+  status=$?
+  if grep -qE 'Device not supported|not supported on this' "$log"; then
+    result "$tool" 0 $((SECONDS - begin)) "not run: this host refuses the tool"
+    return
+  fi
+  total=$(sed -nE 's/.*(ERROR|RACECHECK) SUMMARY: ([0-9]+) .*/\2/p' "$log" | tail -n 1)
+  ours=$(grep -cE '=========.*flashint8' "$log")
+  # initcheck also sees torch's own kernels read what nothing wrote: only ours count there.
+  if [ "$tool" = initcheck ] && [ "$status" = 9 ] && [ "$ours" = 0 ] &&
+    ! grep -qE '[0-9]+ (failed|error)' <(grep passed "$log"); then
+    status=0
+  fi
+  [ $status -ne 124 ] || echo "stopped after ${SANITIZER_SECONDS:-240} s" >> "$log"
+  result "$tool" $status $((SECONDS - begin)) \
+    "${total:-no} errors, $ours lines name our kernels; $(note "$tool" passed)"
+}
+
+bench() { # NAME SECONDS SCRIPT FLAGS...
+  local name=$1 limit=$2 script=$3
+  shift 3
+  run "bench_$name" "$limit" "$python" "benchmarks/$script.py" --device cuda \
+    --out "$out/$name.json" "$@"
+}
+
+echo "reference run:$wanted"
+if has build; then build; fi
+# These may share the machine: nothing here is timed. Few threads each: idle ones spin.
+cores=$(nproc)
+export OMP_NUM_THREADS=$((cores > 16 ? cores / 8 : 2))
+if has test; then tests & fi
+if has ptx; then
+  ptx 80 &
+  ptx 89 &
+fi
+if has sanitize; then
+  for tool in memcheck racecheck initcheck synccheck; do sanitize $tool & done
+fi
+wait
+unset OMP_NUM_THREADS
+# These may not.
+if has bench; then
+  bench attention 60 attention_bench --suite seed --time-budget 25
+  bench attention_prefill 60 attention_bench --suite prefill --time-budget 25
+  bench attention_decode 45 attention_bench --suite decode --time-budget 12
+  bench linear 90 linear_bench --time-budget 50
+  bench block 45 block_bench --time-budget 8
+fi
+if has profile; then
+  run profile 60 "$python" profiler/profile_block.py --device cuda \
+    --summary-out "$out/trace_summary.json"
+fi
+
+failed=$(grep -cE $'\tFAILED' "$work/results")
+{
+  echo "part                   status       seconds  note"
+  while IFS=$'\t' read -r name word seconds text; do
+    printf '%-22s %-12s %5s    %s\n' "$name" "$word" "$seconds" "$text"
+  done < "$work/results"
+  echo "total $((SECONDS - started)) s, $failed failed"
+  for file in attention attention_prefill attention_decode linear block; do
+    [ ! -f "$out/$file.json" ] || "$python" benchmarks/tables.py "$out/$file.json"
+  done
+} > "$out/summary.txt" 2>&1
+echo
+cat "$out/summary.txt"
+exit "$failed"

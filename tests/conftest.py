@@ -1,0 +1,111 @@
+"""Options, markers, seeds and the `device` fixture that every test file shares."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Generator
+
+import pytest
+import torch
+
+SANITIZER_LIMIT = 60  # cases; compute-sanitizer runs each of them hundreds of times slower
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("flashint8")
+    group.addoption("--seed", type=int, default=20261122, help="seed of every random input")
+    group.addoption(
+        "--differential", type=int, default=60, help="random configurations per operator and device"
+    )
+    group.addoption(
+        "--require-cuda", action="store_true", help="fail, not skip, where CUDA cannot be tested"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "sanitizer: small cases that together run every kernel path, for sanitizers"
+    )
+    config.addinivalue_line("markers", "slow: takes more than about ten seconds on two CPU cores")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    reason = cuda_reason()
+    return [
+        f"flashint8: seed {config.getoption('--seed')}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, CUDA: {reason or torch.cuda.get_device_name()}"
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "differential_index" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--differential")
+        metafunc.parametrize("differential_index", range(count))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for device in ("cpu", "cuda"):
+        marked = [i for i in items if i.get_closest_marker("sanitizer") and device in i.name]
+        if len(marked) > SANITIZER_LIMIT:
+            raise pytest.UsageError(f"{len(marked)} sanitizer cases on {device}, limit 60")
+
+
+def cuda_reason() -> str:
+    """Why CUDA tests cannot run here; empty where they can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    if not torch.cuda.is_available():
+        return "no GPU is visible"
+    import flashint8
+
+    if not flashint8._C.build_info()["cuda"]:
+        return "flashint8 was built without its CUDA library"
+    return ""
+
+
+def need_cuda(config: pytest.Config) -> None:
+    reason = cuda_reason()
+    if reason and config.getoption("--require-cuda"):
+        pytest.fail(f"--require-cuda: {reason}")
+    if reason:
+        pytest.skip(f"CUDA: {reason}")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """The device under test; cuda skips with its reason."""
+    if request.param == "cuda":
+        need_cuda(request.config)
+    return str(request.param)
+
+
+@pytest.fixture
+def cuda(request: pytest.FixtureRequest) -> str:
+    """For tests that make sense on a GPU only."""
+    need_cuda(request.config)
+    return "cuda"
+
+
+def case_seed(config: pytest.Config, nodeid: str) -> int:
+    name = nodeid.rpartition("/")[2]  # the folder pytest was started in does not matter
+    return (int(config.getoption("--seed")) * 1_000_003 + zlib.crc32(name.encode())) % 2**63
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> int:
+    """Seeds torch by --seed and the test's own name, so that a test alone draws the same inputs."""
+    seed = case_seed(request.config, request.node.nodeid)
+    torch.manual_seed(seed)
+    return seed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        seed = item.config.getoption("--seed")
+        text = f"--seed {seed} (this case: {case_seed(item.config, item.nodeid)})"
+        report.sections.append(("seed", text))
+    return report

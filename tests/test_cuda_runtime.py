@@ -1,0 +1,219 @@
+"""On a GPU: graphs, streams, devices, synchronisation, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from checking import assert_same_bits, check_attention, int32, make_qkv, quantised, randn
+from torch import Tensor
+
+import flashint8
+
+SPIN = 200_000_000  # clock cycles, about 0.1 s
+ATTENTION_SHAPES = {  # Tq, Tk
+    "prefill": (150, 150),
+    "decode": (1, 3000),
+    "few": (5, 700),
+}
+LINEAR_ROWS = (1, 7, 33, 300)
+
+
+def attention_case(name: str, device: str, head_dim: int = 64) -> tuple[Tensor, ...]:
+    q, k, v = make_qkv(2, 8, 2, *ATTENTION_SHAPES[name], head_dim, torch.float16, device)
+    lengths = int32([ATTENTION_SHAPES[name][1], 60], device)
+    assert lengths is not None
+    return q, k, v, lengths
+
+
+def linear_case(m: int, device: str) -> tuple[Tensor, ...]:
+    x = randn(m, 1024, dtype=torch.float16, device=device)
+    return x, *quantised(520, 1024, device), randn(520, dtype=torch.float16, device=device)
+
+
+CASES: dict[str, tuple[Callable[..., Tensor], Callable[[str], tuple[Tensor, ...]]]] = {
+    **{
+        f"attention-{name}": (flashint8.attention, lambda d, name=name: attention_case(name, d))
+        for name in ATTENTION_SHAPES
+    },
+    **{
+        f"int8_linear-{m}": (flashint8.int8_linear, lambda d, m=m: linear_case(m, d))
+        for m in LINEAR_ROWS
+    },
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest, cuda: str) -> tuple[Callable[..., Tensor], tuple]:
+    function, make = CASES[request.param]
+    return function, make(cuda)
+
+
+def new_values(args: tuple[Tensor, ...]) -> list[Tensor]:
+    """Other values of the same shapes; int32 lengths become other lengths, all valid."""
+    fresh = []
+    for t in args:
+        if t.dtype == torch.int32:
+            fresh.append(torch.tensor([33, 0], dtype=torch.int32, device=t.device))
+        elif t.dtype == torch.int8:
+            fresh.append(t.flip(0))
+        elif t.dtype == torch.float32:
+            fresh.append(t * 0.5)
+        else:
+            fresh.append(randn(*t.shape, dtype=t.dtype, device="cuda"))
+    return fresh
+
+
+def test_graph_replay_with_changed_inputs(case) -> None:
+    """Capture once, then replay on other values and other kv_lengths: the eager call's bits."""
+    function, args = case
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        function(*args)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = function(*args)
+    for _ in range(3):
+        for t, fresh in zip(args, new_values(args), strict=True):
+            t.copy_(fresh)
+        out.fill_(float("nan"))
+        graph.replay()
+        assert_same_bits(out.clone(), function(*args), "replay against eager")
+
+
+def test_graph_of_a_growing_cache(cuda: str) -> None:
+    """Decoding in a graph: one static cache, a length that grows between the replays."""
+    q, k, v = make_qkv(2, 8, 2, 1, 512, 64, torch.float16, cuda)
+    lengths = torch.zeros(2, dtype=torch.int32, device=cuda)
+    flashint8.attention(q, k, v, lengths)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = flashint8.attention(q, k, v, lengths)
+    for length in (0, 1, 2, 63, 64, 65, 200, 511, 512):
+        lengths.copy_(torch.tensor([length, length // 2]))
+        graph.replay()
+        check_attention(out, q, k, v, lengths, what=f"length {length}")
+
+
+def test_current_stream_is_used(case) -> None:
+    """Inputs that become right only after a long spin on the current stream."""
+    function, args = case
+    right = [t.clone() for t in args]
+    want = function(*right)
+    for t in args:
+        if t.dtype == torch.float16:
+            t.fill_(float("nan"))
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(SPIN)
+        for t, value in zip(args, right, strict=True):
+            t.copy_(value)
+        out = function(*args)
+    stream.synchronize()
+    assert_same_bits(out, want, "on a stream of its own")
+
+
+def test_no_synchronisation(case) -> None:
+    """The call comes back while the stream is still busy, and torch sees no synchronising call."""
+    function, args = case
+    function(*args)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(SPIN)
+        function(*args)
+        done = torch.cuda.current_stream().query()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not done, "the call waited for the stream"
+    torch.cuda.synchronize()
+
+
+def test_two_streams_at_once(case) -> None:
+    """Interleaved calls on two streams, inputs of their own: a shared scratch would mix them."""
+    function, args = case
+    other = tuple(new_values(args))
+    want = [function(*args), function(*other)]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(SPIN // 20)
+    outs: list[list[Tensor]] = [[], []]
+    for _ in range(20):
+        for which, inputs in enumerate((args, other)):
+            with torch.cuda.stream(streams[which]):
+                outs[which].append(function(*inputs))
+    torch.cuda.synchronize()
+    for which in range(2):
+        for out in outs[which]:
+            assert_same_bits(out, want[which], f"stream {which}")
+
+
+def test_second_device(case) -> None:
+    """Tensors on cuda:1 while cuda:0 is current: the kernel runs there, cuda:0 stays current."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    function, args = case
+    want = function(*args)
+    moved = [t.to("cuda:1") for t in args]
+    out = function(*moved)
+    assert out.device == torch.device("cuda:1")
+    assert torch.cuda.current_device() == 0
+    if torch.cuda.get_device_name(0) == torch.cuda.get_device_name(1):
+        assert_same_bits(out.cpu(), want.cpu(), "on the second device")
+
+
+def peak_beyond_output(function: Callable[..., Tensor], *args: Tensor) -> int:
+    """Bytes the call held at its peak beyond its inputs and its output."""
+    function(*args)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    out = function(*args)
+    torch.cuda.synchronize()
+    output = -(-out.numel() * out.element_size() // 512) * 512  # the allocator's unit
+    return torch.cuda.max_memory_allocated() - before - output
+
+
+def test_prefill_memory_is_the_output_alone(cuda: str) -> None:
+    for seq_len, head_dim in ((128, 64), (1024, 64), (2000, 40), (777, 128)):
+        args = make_qkv(2, 4, 2, seq_len, seq_len, head_dim, torch.float16, cuda)
+        assert peak_beyond_output(flashint8.attention, *args) == 0, f"T {seq_len} D {head_dim}"
+    packed = randn(2, 300, 3, 4, 64, dtype=torch.float16, device=cuda)
+    q, k, v = packed.permute(2, 0, 3, 1, 4)
+    assert peak_beyond_output(flashint8.attention, q, k, v) == 0, "views must not be copied"
+
+
+def test_decode_memory_is_the_plans_workspace(cuda: str) -> None:
+    for seq_len_kv in (100, 4096, 60_000):
+        args = make_qkv(2, 32, 8, 1, seq_len_kv, 128, torch.float16, cuda)
+        planned = flashint8.explain("attention", *args).details["workspace_bytes"]
+        peak = peak_beyond_output(flashint8.attention, *args)
+        assert peak <= -(-planned // 512) * 512 <= 8 * 2**20, f"Tk {seq_len_kv}: {peak} {planned}"
+
+
+def test_linear_memory_is_the_plans_workspace(cuda: str) -> None:
+    for m in (1, 16, 300, 2000):
+        args = linear_case(m, cuda)
+        planned = flashint8.explain("int8_linear", *args).details["workspace_bytes"]
+        assert peak_beyond_output(flashint8.int8_linear, *args) <= -(-planned // 512) * 512
+
+
+def test_quantize_on_a_stream(cuda: str) -> None:
+    weight = randn(300, 500, dtype=torch.float32, device=cuda)
+    want = flashint8.quantize_per_channel(weight)
+    late = torch.full_like(weight, float("nan"))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(SPIN)
+        late.copy_(weight)
+        got = flashint8.quantize_per_channel(late)
+        torch.cuda.current_stream().synchronize()
+    for one, other in zip(got, want, strict=True):
+        assert_same_bits(one, other, "quantised on a stream of its own")

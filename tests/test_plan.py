@@ -1,0 +1,179 @@
+"""Plans are data: which kernel, tile and split a card would get, for cards that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+import flashint8
+from flashint8 import Card, explain
+
+CARDS = {
+    "sm_80 A100": Card(compute_capability=80, sm_count=108, shared_memory_per_block=166912),
+    "sm_86 3060 Laptop": Card(compute_capability=86, sm_count=30, shared_memory_per_block=101376),
+    "sm_89 4060 Laptop": Card(compute_capability=89, sm_count=24, shared_memory_per_block=101376),
+    "sm_90 H100": Card(compute_capability=90, sm_count=132, shared_memory_per_block=232448),
+    "sm_120 5070 Laptop": Card(compute_capability=120, sm_count=36, shared_memory_per_block=101376),
+}
+HEAD_DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 104, 128, 136, 160, 192, 256)
+WORKSPACE_LIMIT = 8 * 2**20  # bytes, of decode
+SHAPES = [  # B, Hq, Hkv, Tq, Tk
+    (1, 4, 4, 128, 128),
+    (2, 8, 8, 512, 512),
+    (1, 1, 1, 1, 1),
+    (1, 32, 8, 1, 32768),
+    (16, 32, 8, 1, 4096),
+    (1, 32, 32, 4096, 4096),
+    (64, 7, 1, 3, 1000),
+    (1, 63, 9, 8, 131072),
+    (300, 2, 2, 100, 70),
+    (1, 8, 1, 1, 2**22),
+    (4096, 16, 16, 1, 17),
+]
+
+
+@pytest.fixture(params=CARDS)
+def card(request: pytest.FixtureRequest) -> Card:
+    return CARDS[request.param]
+
+
+def qkv(shape: tuple[int, ...], head_dim: int, dtype: torch.dtype = torch.float16) -> tuple:
+    b, hq, hkv, tq, tk = shape
+    q = torch.empty(b, hq, tq, head_dim, dtype=dtype, device="meta")
+    k = torch.empty(b, hkv, tk, head_dim, dtype=dtype, device="meta")
+    return q, k, k
+
+
+def linear_args(m: int, n: int, k: int, dtype: torch.dtype = torch.float16) -> tuple:
+    x = torch.empty(m, k, dtype=dtype, device="meta")
+    weight = torch.empty(n, k, dtype=torch.int8, device="meta")
+    return x, weight, torch.empty(n, device="meta")
+
+
+def assert_fits(details: dict[str, Any], card: Card, what: str) -> None:
+    assert 0 <= details["shared_bytes"] <= card.shared_memory_per_block, f"{what}: {details}"
+    assert 1 <= details["num_warps"] <= 32, what
+    assert details["workspace_bytes"] >= 0, what
+    for name in ("num_splits", "num_blocks", "block_m", "block_n", "stages"):
+        assert details[name] >= 1, f"{what}: {name} {details[name]}"
+    if details["num_splits"] == 1:
+        assert details["workspace_bytes"] == 0, f"{what}: one split needs no workspace"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_attention_fits_every_card(card: Card, head_dim: int, dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        for options in ({}, {"causal": 0}, {"window": 128}, {"causal": 2}):
+            plan = explain("attention", *qkv(shape, head_dim, dtype), card=card, **options)
+            what = f"{card} {shape} D {head_dim} {options}"
+            assert (plan.op, plan.device) == ("attention", "cuda"), what
+            assert_fits(plan.details, card, what)
+            assert plan.details["head_dim"] >= head_dim, what
+            assert plan.details["workspace_bytes"] <= WORKSPACE_LIMIT, what
+
+
+def test_prefill_needs_no_workspace_and_decode_splits(card: Card) -> None:
+    prefill = explain("attention", *qkv((2, 8, 8, 512, 512), 64), card=card)
+    assert "prefill" in prefill.kernel
+    assert prefill.details["workspace_bytes"] == 0
+    decode = explain("attention", *qkv((1, 32, 8, 1, 32768), 128), card=card)
+    assert "decode" in decode.kernel
+    assert decode.details["num_splits"] > 1, "8 KV heads alone leave most of the chip idle"
+    assert decode.details["num_blocks"] >= card.sm_count // 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("m", [1, 2, 5, 8, 16, 17, 64, 300, 4096, 70_000])
+def test_linear_fits_every_card(card: Card, m: int, dtype: torch.dtype) -> None:
+    for n, k in ((1, 1), (768, 768), (11008, 4096), (4096, 11008), (33, 77), (128_256, 4096)):
+        plan = explain("int8_linear", *linear_args(m, n, k, dtype), card=card)
+        what = f"{card} M {m} N {n} K {k}"
+        assert (plan.op, plan.device) == ("int8_linear", "cuda"), what
+        assert_fits(plan.details, card, what)
+        assert plan.details["workspace_bytes"] <= 32 * 2**20, what
+
+
+def test_few_rows_and_many_rows_differ(card: Card) -> None:
+    few = explain("int8_linear", *linear_args(1, 4096, 4096), card=card)
+    many = explain("int8_linear", *linear_args(512, 4096, 4096), card=card)
+    assert "gemv" in few.kernel
+    assert "gemm" in many.kernel
+
+
+def test_plans_are_pure(card: Card) -> None:
+    """Same numbers in, same plan out, whatever was asked in between."""
+    first = [explain("attention", *qkv(shape, 64), card=card) for shape in SHAPES]
+    linears = [explain("int8_linear", *linear_args(m, 768, 768), card=card) for m in (1, 40)]
+    for other in CARDS.values():
+        explain("attention", *qkv(SHAPES[3], 128), card=other)
+    assert first == [explain("attention", *qkv(shape, 64), card=card) for shape in SHAPES]
+    assert linears == [
+        explain("int8_linear", *linear_args(m, 768, 768), card=card) for m in (1, 40)
+    ]
+
+
+def test_unaligned_inputs_take_the_other_variant(card: Card) -> None:
+    q, k, v = qkv((2, 4, 4, 100, 100), 64)
+    assert explain("attention", q, k, v, card=card).details["vectorized"] is True
+    odd = torch.empty(2, 4, 100, 67, dtype=torch.float16, device="meta")[..., :64]
+    for args in ((odd, k, v), (q, odd, v), (q, k, odd)):
+        plan = explain("attention", *args, card=card)
+        assert plan.details["vectorized"] is False
+        assert_fits(plan.details, card, "unaligned")
+    for k_size, vectorized in ((64, True), (77, False)):
+        plan = explain("int8_linear", *linear_args(40, 64, k_size), card=card)
+        assert plan.details["vectorized"] is vectorized
+
+
+def test_plan_is_readable_and_frozen(card: Card) -> None:
+    for args in (("attention", *qkv(SHAPES[0], 64)), ("int8_linear", *linear_args(4, 64, 64))):
+        plan = explain(*args, card=card)
+        text = str(plan)
+        assert plan.kernel in text
+        assert plan.op in text
+        assert all(len(line) <= 100 for line in text.splitlines())
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            plan.kernel = "another"
+
+
+def test_cpu_plan() -> None:
+    """A CPU tensor: the CPU kernel and the instruction set it runs with."""
+    q = torch.zeros(1, 2, 3, 16)
+    plan = explain("attention", q, q, q)
+    assert plan.op == "attention"
+    assert plan.device == "cpu"
+    assert flashint8._C.cpu_isa() in str(plan)
+    weight, scale = torch.zeros(4, 16, dtype=torch.int8), torch.ones(4)
+    plan = explain("int8_linear", torch.zeros(2, 16), weight, scale)
+    assert plan.device == "cpu"
+    assert flashint8._C.cpu_isa() in str(plan)
+
+
+def test_plan_of_this_card(cuda: str) -> None:
+    q = torch.zeros(1, 2, 3, 16, dtype=torch.float16, device=cuda)
+    plan = explain("attention", q, q, q)
+    major, minor = torch.cuda.get_device_capability()
+    here = torch.cuda.get_device_properties(0)
+    card = Card(
+        compute_capability=10 * major + minor,
+        sm_count=here.multi_processor_count,
+        shared_memory_per_block=here.shared_memory_per_block_optin,
+    )
+    assert plan.device == "cuda"
+    assert plan.details == explain("attention", q, q, q, card=card).details
+
+
+def test_bad_questions(card: Card) -> None:
+    q, k, v = qkv((1, 4, 2, 5, 5), 64)
+    with pytest.raises(ValueError, match="softmax"):
+        explain("softmax", q, k, v, card=card)
+    with pytest.raises(ValueError, match=r"^attention: k has head_dim 32, q has 64$"):
+        explain("attention", q, k[..., :32], v[..., :32], card=card)
+    with pytest.raises(ValueError, match="causal"):
+        explain("attention", q, k, v, card=card, causal=5)
+    with pytest.raises(ValueError, match="card"):
+        explain("attention", q, k, v)  # meta tensors name no device
