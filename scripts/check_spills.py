@@ -3,7 +3,7 @@
     python scripts/check_spills.py build/cmake-... [--kernels]
 
 Prints, for each architecture, how many kernels there are and the most registers one uses. Fails
-too where an architecture has more kernels than the design allows, or none was compiled.
+too where none was compiled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MOST_KERNELS = 50  # of one architecture
+MANY_KERNELS = 50  # of one architecture
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
@@ -70,22 +70,19 @@ def main() -> int:
         print(f"check_spills: no kernel was compiled in {arguments.folder}")
         return 1
 
-    failed = False
     for architecture in sorted({k.architecture for k in kernels}):
         ours = [k for k in kernels if k.architecture == architecture]
         most = max(k.registers for k in ours)
         print(f"check_spills: {architecture}: {len(ours)} kernels, at most {most} registers")
-        if len(ours) > MOST_KERNELS:
-            print(f"check_spills: {architecture}: more than {MOST_KERNELS} kernels")
-            failed = True
+        if len(ours) > MANY_KERNELS:
+            print(f"check_spills: {architecture}: warning: the design asks for {MANY_KERNELS}")
     shown = [k for k in kernels if arguments.kernels or k.spill_bytes]
     for kernel, name in zip(shown, demangle([k.name for k in shown]), strict=True):
         print(
             f"{kernel.source} {kernel.architecture}: {kernel.registers} registers, "
             f"{kernel.spill_bytes} bytes spilled, {kernel.stack_bytes} bytes of stack: {name}"
         )
-    failed |= any(k.spill_bytes for k in kernels)
-    return int(failed)
+    return int(any(k.spill_bytes for k in kernels))
 
 
 if __name__ == "__main__":

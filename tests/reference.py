@@ -127,7 +127,9 @@ def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
     # 1. one scale a row
     weight = weight.float()
     n, k = weight.shape
-    scale = weight.abs().amax(dim=1) / 127 if k else torch.zeros(n, device=weight.device)
+    # (by a tensor: CUDA would multiply with the reciprocal of a number)
+    largest = weight.abs().amax(dim=1) if k else torch.zeros(n, device=weight.device)
+    scale = largest / torch.full_like(largest, 127)
 
     # 2. divide, round half to even, clamp; an all-zero row is all zeros
     quotient = weight / scale.masked_fill(scale == 0, 1)[:, None]

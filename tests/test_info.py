@@ -15,11 +15,13 @@ import torch
 import flashint8
 
 
-def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """In `cwd`, with the package under test importable also where it is built in place."""
+    folders = [str(Path(flashint8.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
         capture_output=True,
         text=True,
         timeout=120,

@@ -13,6 +13,7 @@ namespace flashint8::cpu {
 namespace {
 
 constexpr int64_t kDecodeKeys = 128;
+constexpr int64_t kPrefetchKeys = 16;
 constexpr int64_t kDecodeRows = kLanes < 8 ? kLanes : 8;
 
 struct DecodeScratch {
@@ -44,6 +45,12 @@ void decode_scores(const T* keys, int64_t stride, int64_t count, int64_t head_di
     for (int j = 0; j < kKeys; ++j) key[j] = keys + smaller(n + j, count - 1) * stride;
     FLASHINT8_UNROLL
     for (int i = 0; i < kLanes; ++i) sum[i] = zero();
+    const int64_t ahead = kPrefetchKeys * stride * static_cast<int64_t>(sizeof(T));
+    for (int j = 0; j < kKeys; ++j) {
+      for (int64_t d = 0; d < head_dim; d += kCacheLine / static_cast<int64_t>(sizeof(T))) {
+        prefetch(key[j] + d, ahead);
+      }
+    }
     for (int64_t d = 0; d < whole; d += kLanes) {
       Vec q[kRows];
       FLASHINT8_UNROLL
@@ -81,7 +88,11 @@ FLASHINT8_INLINE void decode_values(const T* values, int64_t stride, int64_t cou
     }
   }
   const T* value = values + d;
+  const int64_t ahead = kPrefetchKeys * stride * static_cast<int64_t>(sizeof(T));
   for (int64_t n = 0; n < count; ++n, value += stride) {
+    for (int64_t i = 0; i < kVectors * kLanes; i += kCacheLine / static_cast<int64_t>(sizeof(T))) {
+      prefetch(value + i, ahead);
+    }
     FLASHINT8_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const Vec x = kPartial ? load_partial(value, valid) : load(value + v * kLanes);

@@ -11,7 +11,11 @@ namespace {
 
 constexpr int64_t kPanelRows = kLanes * kTileVectors;
 constexpr int64_t kChannelBlock = 64;  // rows of the weight in a piece, at most
-constexpr int64_t kStepBlock = 128;    // cells of k
+// Cells of k: kStepBlock x kPanelRows cells of x are what L1 holds while a panel is multiplied;
+// where there is one panel of fewer vectors, the steps are longer.
+constexpr int64_t kStepBlock = 128;
+constexpr int64_t kLongStepBlock = 256;
+constexpr int64_t kTileStride = kLongStepBlock + kLanes;  // no power of two: rows share no cache set
 
 template <class Dot>
 int64_t packed_cells(int64_t k) {
@@ -19,8 +23,13 @@ int64_t packed_cells(int64_t k) {
 }
 
 inline int64_t gemm_scratch_size(int64_t m_count) {
-  return (kChannelBlock + kLanes) * kStepBlock +
+  return kChannelBlock * kTileStride +
          round_up(m_count, kPanelRows) * kChannelBlock;
+}
+
+// Lanes of the panel that begins at row m: what its rows fill, so that the last is not sparse.
+inline int64_t panel_lanes(int64_t m_count, int64_t m) {
+  return round_up(smaller(kPanelRows, m_count - m), kLanes);
 }
 
 // packed[panel][cell][row of the panel], for rows [begin, end) of m_count.
@@ -36,7 +45,7 @@ void pack_x_gemm(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, fl
                     : nullptr;
     }
     pack_lanes<Dot>(rows, p.k, false, packed + m / kPanelRows * panel_size + m % kPanelRows,
-                    kPanelRows);
+                    panel_lanes(m_count, m / kPanelRows * kPanelRows));
   }
 }
 
@@ -44,23 +53,19 @@ void pack_x_gemm(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, fl
 // of kLanes, and cells past the last column, are 0.
 template <class Dot>
 void convert_weight(const int8_t* weight, int64_t stride, int64_t rows, int64_t columns,
-                    float* tile) {
+                    float* tile, int64_t ld) {
   constexpr int64_t kPerVector = kLanes * Dot::kPerCell;
-  for (int64_t n = 0; n < round_up(rows, kLanes); ++n) {
+  const int64_t whole = columns / kPerVector * kPerVector;
+  for (int64_t n = 0; n < rows; ++n) {
     const int8_t* w = weight + n * stride;
-    float* to = tile + n * kStepBlock;
-    for (int64_t k = 0; k < columns; k += kPerVector, to += kLanes) {
-      const int64_t valid = n < rows ? smaller(kPerVector, columns - k) : 0;
-      if (valid == 0) {
-        store(to, zero());
-      } else if constexpr (Dot::kPerCell == 1) {
-        store(to, valid == kLanes ? load(w + k) : load_partial(w + k, valid));
-      } else {
-#ifdef FLASHINT8_HAS_BF16_DOT
-        store(to, load_int8_pairs(w + k, valid));
-#endif
-      }
-    }
+    float* to = tile + n * ld;
+    for (int64_t k = 0; k < columns; k += kCacheLine) prefetch(w + k, columns);  // the next tile
+    for (int64_t k = 0; k < whole; k += kPerVector, to += kLanes) store(to, Dot::load_int8(w + k));
+    if (whole < columns) store(to, Dot::load_int8_partial(w + whole, columns - whole));
+  }
+  const int64_t cells = round_up(columns, kPerVector) / Dot::kPerCell;
+  for (int64_t n = rows; n < round_up(rows, kLanes); ++n) {
+    memset(tile + n * ld, 0, static_cast<size_t>(cells) * sizeof(float));
   }
 }
 
@@ -92,35 +97,41 @@ void write_panel(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, in
 
 template <class Dot, class T>
 void linear_gemm(const Int8LinearParams& p, const LinearWork& work, float* scratch) {
-  const int64_t rows = work.n_end - work.n_begin;
+  const int64_t channels = work.n_end - work.n_begin;
   const int64_t cells = packed_cells<Dot>(p.k);
   const int64_t panels = (work.m_count + kPanelRows - 1) / kPanelRows;
   float* tile = scratch;
-  float* sums = tile + (kChannelBlock + kLanes) * kStepBlock;
+  float* sums = tile + kChannelBlock * kTileStride;
   constexpr int64_t kPanelSums = kChannelBlock * kPanelRows;
   memset(sums, 0, static_cast<size_t>(panels * kPanelSums) * sizeof(float));
-  for (int64_t cell = 0; cell < cells; cell += kStepBlock) {
-    const int64_t steps = smaller(kStepBlock, cells - cell);
+  // One panel: the tile is used once, so that it should be small, and leaves room for longer steps.
+  const int64_t step_block =
+      panels > 1 ? kStepBlock : smaller(kLongStepBlock, kStepBlock * kPanelRows / panel_lanes(work.m_count, 0) / kLanes * kLanes);
+  const int64_t channel_block = panels > 1 ? kChannelBlock : kLanes;
+  for (int64_t cell = 0; cell < cells; cell += step_block) {
+    const int64_t steps = smaller(step_block, cells - cell);
     const int64_t column = cell * Dot::kPerCell;
-    convert_weight<Dot>(p.weight + work.n_begin * p.weight_stride + column, p.weight_stride, rows,
-                        smaller(steps * Dot::kPerCell, p.k - column), tile);
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const float* x = work.packed_x + (panel * cells + cell) * kPanelRows;
-      const int64_t m_count = smaller(kPanelRows, work.m_count - panel * kPanelRows);
-      const int64_t vectors = round_up(m_count, kLanes) / kLanes;
-      const auto multiply =
-          vectors == 1   ? panel_product<Dot, 1, Order::kRowMajor, Start::kAdd>
-          : vectors == 2 ? panel_product<Dot, 2, Order::kRowMajor, Start::kAdd>
-          : vectors == 3 ? panel_product<Dot, 3, Order::kRowMajor, Start::kAdd>
-                         : panel_product<Dot, kTileVectors, Order::kRowMajor, Start::kAdd>;
-      multiply(tile, kStepBlock, x, kPanelRows, sums + panel * kPanelSums, kPanelRows, rows, steps,
-               nullptr);
+    for (int64_t c = 0; c < channels; c += channel_block) {
+      const int64_t rows = smaller(channel_block, channels - c);
+      convert_weight<Dot>(p.weight + (work.n_begin + c) * p.weight_stride + column,
+                          p.weight_stride, rows, smaller(steps * Dot::kPerCell, p.k - column),
+                          tile, kTileStride);
+      for (int64_t m = 0; m < work.m_count; m += kPanelRows) {
+        const int64_t lanes = panel_lanes(work.m_count, m);
+        const auto multiply =
+            lanes == kLanes       ? panel_product<Dot, 1, Order::kRowMajor, Start::kAdd>
+            : lanes == 2 * kLanes ? panel_product<Dot, 2, Order::kRowMajor, Start::kAdd>
+            : lanes == 3 * kLanes ? panel_product<Dot, 3, Order::kRowMajor, Start::kAdd>
+                                  : panel_product<Dot, kTileVectors, Order::kRowMajor, Start::kAdd>;
+        multiply(tile, kTileStride, work.packed_x + m * cells + cell * lanes, lanes,
+                 sums + m / kPanelRows * kPanelSums + c * kPanelRows, kPanelRows, rows, steps,
+                 nullptr);
+      }
     }
   }
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const int64_t m = panel * kPanelRows;
+  for (int64_t m = 0; m < work.m_count; m += kPanelRows) {
     write_panel<T>(p, work.m_begin + m, smaller(kPanelRows, work.m_count - m), work.n_begin,
-                   work.n_end, sums + panel * kPanelSums);
+                   work.n_end, sums + m / kPanelRows * kPanelSums);
   }
 }
 

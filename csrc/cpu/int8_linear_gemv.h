@@ -43,11 +43,22 @@ void gemv_tile(const Int8LinearParams& p, int64_t m_begin, int64_t n, const floa
     for (int m = 0; m < kRows; ++m) sum[c][m] = zero();
   }
   int64_t k = 0;
-  for (; k + kLanes <= p.k; k += kLanes) {
+  const int64_t ahead = kChannels * p.weight_stride;  // the rows that come next
+  for (; k + kCacheLine <= p.k; k += kCacheLine) {
     FLASHINT8_UNROLL
+    for (int c = 0; c < kChannels; ++c) prefetch(w + c * p.weight_stride + k, ahead);
+    for (int64_t j = k; j < k + kCacheLine; j += kLanes) {
+      FLASHINT8_UNROLL
+      for (int c = 0; c < kChannels; ++c) {
+        const Vec weight = load(w + c * p.weight_stride + j);
+        FLASHINT8_UNROLL
+        for (int m = 0; m < kRows; ++m) sum[c][m] = fma(weight, load(x + m * ldx + j), sum[c][m]);
+      }
+    }
+  }
+  for (; k + kLanes <= p.k; k += kLanes) {
     for (int c = 0; c < kChannels; ++c) {
       const Vec weight = load(w + c * p.weight_stride + k);
-      FLASHINT8_UNROLL
       for (int m = 0; m < kRows; ++m) sum[c][m] = fma(weight, load(x + m * ldx + k), sum[c][m]);
     }
   }

@@ -191,19 +191,22 @@ FLASHINT8_INLINE Vec negate_bf16_pairs(Vec v) {
 }
 // 32 int8 as bf16 pairs of neighbours; every int8 is exact in bf16, so its fp32 bits just lose the
 // lower half.
-FLASHINT8_INLINE Vec int8_to_bf16_pairs(__m256i bytes) {
-  const __m512i low = _mm512_castps_si512(
-      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes))));
-  const __m512i high = _mm512_castps_si512(
-      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1))));
+FLASHINT8_INLINE Vec int8_to_bf16_pairs(__m128i first, __m128i second) {
+  const __m512i low = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(first)));
+  const __m512i high = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(second)));
   const __m512i upper_halves =
       _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
                        23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   return _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, upper_halves, high));
 }
-FLASHINT8_INLINE Vec load_int8_pairs(const int8_t* p, int64_t n) {
-  const __mmask32 mask = n >= 32 ? 0xffffffffu : (1u << n) - 1;
-  return int8_to_bf16_pairs(_mm256_maskz_loadu_epi8(mask, p));
+FLASHINT8_INLINE Vec load_int8_pairs(const int8_t* p) {
+  const __m128i* halves = reinterpret_cast<const __m128i*>(p);
+  return int8_to_bf16_pairs(_mm_loadu_si128(halves), _mm_loadu_si128(halves + 1));
+}
+FLASHINT8_INLINE Vec load_int8_pairs_partial(const int8_t* p, int64_t n) {
+  const __mmask32 mask = (1u << n) - 1;  // n < 32
+  const __m256i bytes = _mm256_maskz_loadu_epi8(mask, p);
+  return int8_to_bf16_pairs(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
 }
 #endif
 

@@ -18,12 +18,20 @@ namespace {
 // How a cell of a times a vector of b is added.
 struct FloatDot {
   static constexpr int kPerCell = 1;
+  static FLASHINT8_INLINE Vec load_int8(const int8_t* p) { return load(p); }
+  static FLASHINT8_INLINE Vec load_int8_partial(const int8_t* p, int64_t n) {
+    return load_partial(p, n);
+  }
   static FLASHINT8_INLINE Vec add_product(Vec sum, Vec a, Vec b) { return fma(a, b, sum); }
 };
 
 #ifdef FLASHINT8_HAS_BF16_DOT
 struct Bf16Dot {
   static constexpr int kPerCell = 2;
+  static FLASHINT8_INLINE Vec load_int8(const int8_t* p) { return load_int8_pairs(p); }
+  static FLASHINT8_INLINE Vec load_int8_partial(const int8_t* p, int64_t n) {
+    return load_int8_pairs_partial(p, n);
+  }
   static FLASHINT8_INLINE Vec add_product(Vec sum, Vec a, Vec b) { return bf16_dot(sum, a, b); }
 };
 #endif

@@ -1,5 +1,7 @@
 #include "tensor_view.h"
 
+#include <utility>
+
 namespace flashint8::ops {
 
 TensorView view(const Tensor& tensor) {
@@ -22,16 +24,29 @@ TensorView view(const Tensor& tensor) {
 }
 
 std::string dtype_name(int32_t dtype) {
-  if (dtype == aoti_torch_dtype_float32()) return "float32";
-  if (dtype == aoti_torch_dtype_float16()) return "float16";
-  if (dtype == aoti_torch_dtype_bfloat16()) return "bfloat16";
-  if (dtype == aoti_torch_dtype_float64()) return "float64";
-  if (dtype == aoti_torch_dtype_int8()) return "int8";
-  if (dtype == aoti_torch_dtype_uint8()) return "uint8";
-  if (dtype == aoti_torch_dtype_int16()) return "int16";
-  if (dtype == aoti_torch_dtype_int32()) return "int32";
-  if (dtype == aoti_torch_dtype_int64()) return "int64";
-  if (dtype == aoti_torch_dtype_bool()) return "bool";
+  static const std::pair<int32_t, const char*> kNames[] = {
+      {aoti_torch_dtype_float32(), "float32"},
+      {aoti_torch_dtype_float16(), "float16"},
+      {aoti_torch_dtype_bfloat16(), "bfloat16"},
+      {aoti_torch_dtype_float64(), "float64"},
+      {aoti_torch_dtype_float8_e5m2(), "float8_e5m2"},
+      {aoti_torch_dtype_float8_e4m3fn(), "float8_e4m3fn"},
+      {aoti_torch_dtype_int8(), "int8"},
+      {aoti_torch_dtype_int16(), "int16"},
+      {aoti_torch_dtype_int32(), "int32"},
+      {aoti_torch_dtype_int64(), "int64"},
+      {aoti_torch_dtype_uint8(), "uint8"},
+      {aoti_torch_dtype_uint16(), "uint16"},
+      {aoti_torch_dtype_uint32(), "uint32"},
+      {aoti_torch_dtype_uint64(), "uint64"},
+      {aoti_torch_dtype_bool(), "bool"},
+      {aoti_torch_dtype_complex32(), "complex32"},
+      {aoti_torch_dtype_complex64(), "complex64"},
+      {aoti_torch_dtype_complex128(), "complex128"},
+  };
+  for (const auto& [code, name] : kNames) {
+    if (code == dtype) return name;
+  }
   return "dtype " + std::to_string(dtype);
 }
 
