@@ -9,11 +9,11 @@ namespace flashint8::cpu {
 namespace {
 
 constexpr int64_t kGemvRows = kLanes == 16 ? 8 : 4;
-constexpr int kGemvSums = kLanes == 16 ? 16 : 8;  // accumulators
+constexpr int kGemvSums = kLanes == 16 ? 24 : 10;  // registers for sums
 // Rows of the weight at a time: they share the loads of x.
 template <int kRows>
 constexpr int gemv_channels() {
-  return kRows * 4 <= kGemvSums ? 4 : 2;
+  return static_cast<int>(smaller(4, kGemvSums / kRows));
 }
 
 FLASHINT8_INLINE int64_t gemv_row_size(int64_t k) { return round_up(k, kLanes); }
@@ -48,11 +48,14 @@ void gemv_tile(const Int8LinearParams& p, int64_t m_begin, int64_t n, const floa
     FLASHINT8_UNROLL
     for (int c = 0; c < kChannels; ++c) prefetch(w + c * p.weight_stride + k, ahead);
     for (int64_t j = k; j < k + kCacheLine; j += kLanes) {
+      Vec weight[kChannels];
       FLASHINT8_UNROLL
-      for (int c = 0; c < kChannels; ++c) {
-        const Vec weight = load(w + c * p.weight_stride + j);
+      for (int c = 0; c < kChannels; ++c) weight[c] = load(w + c * p.weight_stride + j);
+      FLASHINT8_UNROLL
+      for (int m = 0; m < kRows; ++m) {
+        const Vec activation = load(x + m * ldx + j);
         FLASHINT8_UNROLL
-        for (int m = 0; m < kRows; ++m) sum[c][m] = fma(weight, load(x + m * ldx + j), sum[c][m]);
+        for (int c = 0; c < kChannels; ++c) sum[c][m] = fma(weight[c], activation, sum[c][m]);
       }
     }
   }
