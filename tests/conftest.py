@@ -27,6 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "sanitizer: small cases that together run every kernel path, for sanitizers"
     )
     config.addinivalue_line("markers", "slow: takes more than about ten seconds on two CPU cores")
+    # The 16-bit yardstick sums in float32, as the kernels do.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -84,8 +84,8 @@ def test_meta_sizes_past_two_billion() -> None:
 def test_attention_output_past_two_billion(cuda: str) -> None:
     """A real output of more than 2^31 elements; its last rows are checked."""
     heads, seq_len, dim = 17, 2**20 + 3, 128
-    if torch.cuda.mem_get_info()[0] < 22e9:
-        pytest.skip("CUDA: less than 22 GB free")
+    if torch.cuda.mem_get_info()[0] < 16e9:
+        pytest.skip("CUDA: less than 16 GB free")
     q = torch.empty(1, heads, seq_len, dim, dtype=torch.float16, device=cuda).normal_()
     k = torch.empty(1, 1, seq_len, dim, dtype=torch.float16, device=cuda).normal_()
     assert q.numel() > 2**31

@@ -98,8 +98,8 @@ void attention(const AttentionParams& p, const CpuThreads& threads) {
     if (partial) {
       // The splits of a block lie one after the other, each as long as its rows need.
       const int64_t rows = work.row_end - work.row_begin;
-      work.partial = partial + block * plan.splits * per_split +
-                     split * rows * partial_size(p.head_dim);
+      work.partial =
+          partial + block * plan.splits * per_split + split * rows * partial_size(p.head_dim);
     }
     float* own = scratch + worker * per_worker;
     (plan.decode ? kernels.attention_decode : kernels.attention_prefill)(p, work, own);

@@ -27,9 +27,7 @@ struct DecodeScratch {
     out = q + kDecodeRows * padded;
     scores = out + kDecodeRows * padded;
   }
-  int64_t total() const {
-    return 2 * kDecodeRows * padded + (kDecodeKeys + kLanes) * kDecodeRows;
-  }
+  int64_t total() const { return 2 * kDecodeRows * padded + (kDecodeKeys + kLanes) * kDecodeRows; }
 };
 
 // scores[n][row] = q[row] . keys[n], for count keys; scores up to a whole vector are written too.
@@ -149,7 +147,7 @@ void decode_rows(const AttentionParams& p, const AttentionWork& work, float* scr
   int64_t first[kRows], last[kRows];
   for (int64_t r = 0; r < kRows; ++r) {
     const int64_t row = work.row_begin + smaller(r, num_rows - 1);
-    first[r] = larger(rows.first(row), 0) - work.key_begin;
+    first[r] = rows.first(row) - work.key_begin;
     last[r] = rows.last(row) - work.key_begin;
     const T* q = rows.q<T>(row);
     for (int64_t d = 0; d < s.padded; d += kLanes) {

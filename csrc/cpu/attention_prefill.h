@@ -33,21 +33,40 @@ struct LaneBlock {
   int64_t vectors;    // that hold rows
   int64_t all_first;  // every row's keys lie in [all_first, all_last)
   int64_t all_last;
-  int64_t none_first;  // every row sees all of [none_first, none_last)
-  int64_t none_last;
+
+  // The block without its first v vectors of rows.
+  LaneBlock from_vector(int64_t v) const {
+    LaneBlock rest = *this;
+    rest.q += v * kLanes;
+    rest.out += v * kLanes;
+    rest.row_max += v * kLanes;
+    rest.row_sum += v * kLanes;
+    rest.first += v * kLanes;
+    rest.last += v * kLanes;
+    rest.vectors -= v;
+    return rest;
+  }
+  // Bounds grow with the row, so that a vector's extreme ones are its first and last lane's.
+  int64_t vector_last(int64_t v) const { return last[v * kLanes + kLanes - 1]; }
+  bool sees_all(int64_t v, int64_t begin, int64_t end) const {
+    return first[v * kLanes + kLanes - 1] <= begin && end <= last[v * kLanes];
+  }
 };
 
 template <class Dot>
 struct PrefillLayout {
-  int64_t cells;   // of a row of q or k
-  int64_t dims;    // rows of out
+  int64_t head_dim;
+  int64_t steps;   // cells of a row of q or k that count
+  int64_t cells;   // and with padding
+  int64_t dims;    // rows of out, with padding
   int64_t k_tile;  // sizes in floats
   int64_t v_tile;
   int64_t scores;
   int64_t block;
 
-  explicit PrefillLayout(int64_t head_dim) {
-    cells = round_up((head_dim + Dot::kPerCell - 1) / Dot::kPerCell, kLanes);
+  explicit PrefillLayout(int64_t head_dim) : head_dim(head_dim) {
+    steps = (head_dim + Dot::kPerCell - 1) / Dot::kPerCell;
+    cells = round_up(steps, kLanes);
     dims = round_up(head_dim, kLanes * Dot::kPerCell);
     k_tile = (kBlockKeys + kLanes) * cells;
     v_tile = (kBlockKeys / Dot::kPerCell + kLanes) * dims;
@@ -153,15 +172,15 @@ FLASHINT8_INLINE Vec relative_to(const int64_t* bounds, int64_t tile_key) {
 }
 
 // Keys [begin, end) of the packed tiles, `tile_key` being the tile's first key counted from the
-// piece's. begin is even.
+// piece's. begin is even. kVectors is block.vectors.
 template <class Dot, int kVectors>
-void attend_block(const LaneBlock& block, const PrefillLayout<Dot>& layout,
-                  const ScoreScale& scale, const float* k_tile, const float* v_tile, float* scores,
-                  int64_t tile_key, int64_t begin, int64_t end) {
+void attend(const LaneBlock& block, const PrefillLayout<Dot>& layout, const ScoreScale& scale,
+            const float* k_tile, const float* v_tile, float* scores, int64_t tile_key,
+            int64_t begin, int64_t end) {
   const int64_t count = end - begin;
   panel_product<Dot, kVectors, Order::kRowMajor, Start::kZero>(
       k_tile + begin * layout.cells, layout.cells, block.q, kBlockRows, scores, kBlockRows, count,
-      layout.cells);
+      layout.steps);
   if (scale.cap_out > 0.0f) {
     for (int64_t n = 0; n < count; ++n) {
       for (int v = 0; v < kVectors; ++v) {
@@ -170,21 +189,49 @@ void attend_block(const LaneBlock& block, const PrefillLayout<Dot>& layout,
       }
     }
   }
-  if (tile_key + begin < block.none_first || tile_key + end > block.none_last) {
-    for (int v = 0; v < kVectors; ++v) {
-      const Vec first = relative_to(block.first + v * kLanes, tile_key);
-      const Vec last = relative_to(block.last + v * kLanes, tile_key);
-      for (int64_t n = 0; n < count; ++n) {
-        float* s = scores + n * kBlockRows + v * kLanes;
-        store(s, keep_between(load(s), set1(static_cast<float>(begin + n)), first, last));
-      }
+  for (int v = 0; v < kVectors; ++v) {
+    if (block.sees_all(v, tile_key + begin, tile_key + end)) continue;
+    const Vec first = relative_to(block.first + v * kLanes, tile_key);
+    const Vec last = relative_to(block.last + v * kLanes, tile_key);
+    for (int64_t n = 0; n < count; ++n) {
+      float* s = scores + n * kBlockRows + v * kLanes;
+      store(s, keep_between(load(s), set1(static_cast<float>(begin + n)), first, last));
     }
   }
   Vec rescale[kVectors];
   softmax_block<Dot, kVectors>(block, scores, count, scale.factor, rescale);
   panel_product<Dot, kVectors, Order::kStepMajor, Start::kRescale>(
       v_tile + begin / Dot::kPerCell * layout.dims, layout.dims, scores, kBlockRows, block.out,
-      kBlockRows, layout.dims, (count + Dot::kPerCell - 1) / Dot::kPerCell, rescale);
+      kBlockRows, layout.head_dim, (count + Dot::kPerCell - 1) / Dot::kPerCell, rescale);
+}
+
+// The keys of a tile, for each vector of rows only as far as its rows see. Across the diagonal of
+// causal attention the tile becomes a few steps, each with fewer rows than the one before.
+template <class Dot>
+void attend_block(const LaneBlock& block, const PrefillLayout<Dot>& layout, const ScoreScale& scale,
+                  const float* k_tile, const float* v_tile, float* scores, int64_t tile_key,
+                  int64_t begin, int64_t end) {
+  constexpr int64_t kStepKeys = 16 * Dot::kPerCell;  // fewer are not worth a step
+  int64_t v = 0;
+  while (begin < end && v < block.vectors) {
+    if (block.vector_last(v) - tile_key <= begin) {
+      ++v;
+      continue;
+    }
+    int64_t next = v;
+    int64_t step_end = begin;
+    while (next < block.vectors && step_end < end && step_end - begin < kStepKeys) {
+      step_end = smaller(end, round_up(block.vector_last(next++) - tile_key, 2));
+    }
+    const LaneBlock rest = block.from_vector(v);
+    const auto run = rest.vectors == 1   ? attend<Dot, 1>
+                     : rest.vectors == 2 ? attend<Dot, 2>
+                     : rest.vectors == 3 ? attend<Dot, 3>
+                                         : attend<Dot, kTileVectors>;
+    run(rest, layout, scale, k_tile, v_tile, scores, tile_key, begin, step_end);
+    begin = step_end;
+    v = next;
+  }
 }
 
 template <class Dot, class T>
@@ -194,8 +241,6 @@ void begin_block(const Rows& rows, const PrefillLayout<Dot>& layout, const Score
   const int64_t last_row = block->row_begin + block->row_count - 1;
   block->vectors = round_up(block->row_count, kLanes) / kLanes;
   block->all_first = rows.first(block->row_begin) - key_begin;
-  block->none_first = rows.first(last_row) - key_begin;
-  block->none_last = rows.last(block->row_begin) - key_begin;
   block->all_last = rows.last(last_row) - key_begin;
   for (int64_t lane = 0; lane < block->vectors * kLanes; lane += kLanes) {
     const T* q[kLanes];
@@ -205,8 +250,8 @@ void begin_block(const Rows& rows, const PrefillLayout<Dot>& layout, const Score
       q[i] = exists ? rows.q<T>(r) : nullptr;
       block->row_max[lane + i] = -kInfinity;
       block->row_sum[lane + i] = 0.0f;
-      block->first[lane + i] = exists ? rows.first(r) - key_begin : 0;
-      block->last[lane + i] = exists ? rows.last(r) - key_begin : 0;
+      block->first[lane + i] = rows.first(exists ? r : last_row) - key_begin;
+      block->last[lane + i] = rows.last(exists ? r : last_row) - key_begin;
     }
     pack_lanes<Dot>(q, rows.p.head_dim, scale.negate_q, block->q + lane, kBlockRows);
   }
@@ -225,8 +270,7 @@ void finish_block(const Rows& rows, const LaneBlock& block) {
       const float row_max = block.row_max[lane + i];
       const float row_sum = block.row_sum[lane + i];
       if (rows.work.partial) {
-        float* partial =
-            rows.work.partial + (r - rows.work.row_begin) * partial_size(p.head_dim);
+        float* partial = rows.work.partial + (r - rows.work.row_begin) * partial_size(p.head_dim);
         partial[p.head_dim] = row_max;
         partial[p.head_dim + 1] = row_sum;
       } else {
@@ -292,11 +336,7 @@ void attention_prefill(const AttentionParams& p, const AttentionWork& work, floa
       const int64_t begin = larger(0, block.all_first - key) & ~int64_t{1};
       const int64_t end = smaller(count, block.all_last - key);
       if (begin >= end) continue;
-      const auto attend = block.vectors == 1   ? attend_block<Dot, 1>
-                          : block.vectors == 2 ? attend_block<Dot, 2>
-                          : block.vectors == 3 ? attend_block<Dot, 3>
-                                               : attend_block<Dot, kTileVectors>;
-      attend(block, layout, scale, k_tile, v_tile, scores, key, begin, end);
+      attend_block<Dot>(block, layout, scale, k_tile, v_tile, scores, key, begin, end);
     }
   }
   for (int64_t b = 0; b < num_blocks; ++b) finish_block<Dot, T>(rows, blocks[b]);

@@ -23,8 +23,8 @@ struct Rows {
   }
   template <class T>
   T* out(int64_t r) const {
-    return static_cast<T*>(p.out) + work.batch * p.out_stride.batch +
-           head(r) * p.out_stride.head + query(r) * p.out_stride.seq;
+    return static_cast<T*>(p.out) + work.batch * p.out_stride.batch + head(r) * p.out_stride.head +
+           query(r) * p.out_stride.seq;
   }
   float* lse(int64_t r) const {
     return p.lse + (work.batch * p.num_heads + head(r)) * p.seq_len_q + query(r);

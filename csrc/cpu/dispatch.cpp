@@ -50,8 +50,8 @@ Selection select() {
   for (const Kernels* kernels : supported()) {
     if (std::string(wanted) == kernels->name) return {kernels, ""};
   }
-  return {nullptr, std::string("FLASHINT8_CPU_ISA is ") + wanted + ", this machine runs " +
-                       isa_supported()};
+  return {nullptr,
+          std::string("FLASHINT8_CPU_ISA is ") + wanted + ", this machine runs " + isa_supported()};
 }
 
 }  // namespace

@@ -28,9 +28,9 @@ int64_t channels_of_piece(const Int8LinearParams& p, int64_t most, int64_t unit,
 void multiply_rows(const Int8LinearParams& p, const CpuThreads& threads, const Kernels& kernels,
                    int64_t m_begin, int64_t m_count) {
   const bool gemv = m_count <= kernels.gemv_rows;
-  const int64_t channels = gemv ? channels_of_piece(p, 256, 16, threads.num_threads)
-                                : channels_of_piece(p, kernels.gemm_n_block, 16,
-                                                    threads.num_threads);
+  const int64_t channels =
+      gemv ? channels_of_piece(p, 256, 16, threads.num_threads)
+           : channels_of_piece(p, kernels.gemm_n_block, 16, threads.num_threads);
   const int64_t pieces = (p.n + channels - 1) / channels;
   const int64_t packed_size = aligned_floats(kernels.packed_x_size(p, m_count));
   const int64_t per_worker = gemv ? 0 : aligned_floats(kernels.gemm_scratch(p, m_count));

@@ -15,7 +15,8 @@ constexpr int64_t kChannelBlock = 64;  // rows of the weight in a piece, at most
 // where there is one panel of fewer vectors, the steps are longer.
 constexpr int64_t kStepBlock = 128;
 constexpr int64_t kLongStepBlock = 256;
-constexpr int64_t kTileStride = kLongStepBlock + kLanes;  // no power of two: rows share no cache set
+constexpr int64_t kTileStride =
+    kLongStepBlock + kLanes;  // no power of two: rows share no cache set
 
 template <class Dot>
 int64_t packed_cells(int64_t k) {
@@ -23,8 +24,7 @@ int64_t packed_cells(int64_t k) {
 }
 
 inline int64_t gemm_scratch_size(int64_t m_count) {
-  return kChannelBlock * kTileStride +
-         round_up(m_count, kPanelRows) * kChannelBlock;
+  return kChannelBlock * kTileStride + round_up(m_count, kPanelRows) * kChannelBlock;
 }
 
 // Lanes of the panel that begins at row m: what its rows fill, so that the last is not sparse.
@@ -106,16 +106,17 @@ void linear_gemm(const Int8LinearParams& p, const LinearWork& work, float* scrat
   memset(sums, 0, static_cast<size_t>(panels * kPanelSums) * sizeof(float));
   // One panel: the tile is used once, so that it should be small, and leaves room for longer steps.
   const int64_t step_block =
-      panels > 1 ? kStepBlock : smaller(kLongStepBlock, kStepBlock * kPanelRows / panel_lanes(work.m_count, 0) / kLanes * kLanes);
+      panels > 1 ? kStepBlock
+                 : smaller(kLongStepBlock, kStepBlock * kPanelRows / panel_lanes(work.m_count, 0) /
+                                               kLanes * kLanes);
   const int64_t channel_block = panels > 1 ? kChannelBlock : kLanes;
   for (int64_t cell = 0; cell < cells; cell += step_block) {
     const int64_t steps = smaller(step_block, cells - cell);
     const int64_t column = cell * Dot::kPerCell;
     for (int64_t c = 0; c < channels; c += channel_block) {
       const int64_t rows = smaller(channel_block, channels - c);
-      convert_weight<Dot>(p.weight + (work.n_begin + c) * p.weight_stride + column,
-                          p.weight_stride, rows, smaller(steps * Dot::kPerCell, p.k - column),
-                          tile, kTileStride);
+      convert_weight<Dot>(p.weight + (work.n_begin + c) * p.weight_stride + column, p.weight_stride,
+                          rows, smaller(steps * Dot::kPerCell, p.k - column), tile, kTileStride);
       for (int64_t m = 0; m < work.m_count; m += kPanelRows) {
         const int64_t lanes = panel_lanes(work.m_count, m);
         const auto multiply =

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "simd_common.h"
+#include "simd.h"
 
 namespace flashint8::cpu {
 namespace {

@@ -92,8 +92,7 @@ void run_gemm(const Int8LinearParams& p, const LinearWork& work, float* scratch)
 }
 
 int64_t run_quantize(const QuantizeParams& p, int64_t begin, int64_t end) {
-  return with_type(p.dtype,
-                   [&](auto x) { return quantize_rows<decltype(x)>(p, begin, end); });
+  return with_type(p.dtype, [&](auto x) { return quantize_rows<decltype(x)>(p, begin, end); });
 }
 
 constexpr Kernels make_kernels(const char* name) {

@@ -39,9 +39,9 @@ struct Kernels {
   const char* name;
 
   // Attention. Scratch sizes are in floats; scratch is 64-byte aligned.
-  int64_t prefill_rows;      // rows of x one lane block holds
-  int64_t prefill_blocks;    // lane blocks that one piece of prefill holds at most
-  int64_t decode_rows;       // pieces of at most so many rows may go to attention_decode
+  int64_t prefill_rows;    // rows of x one lane block holds
+  int64_t prefill_blocks;  // lane blocks that one piece of prefill holds at most
+  int64_t decode_rows;     // pieces of at most so many rows may go to attention_decode
   int64_t (*prefill_scratch)(const AttentionParams& params);
   int64_t (*decode_scratch)(const AttentionParams& params);
   void (*attention_prefill)(const AttentionParams& params, const AttentionWork& work,
@@ -53,9 +53,9 @@ struct Kernels {
                             int64_t splits);
 
   // int8_linear. x is packed once for all workers, then each works on rows of the weight.
-  int64_t gemv_rows;       // up to so many rows of x go to the kernel that streams the weight
-  int64_t gemm_rows;       // rows of x one lane block holds
-  int64_t gemm_n_block;    // rows of the weight one piece holds at most
+  int64_t gemv_rows;     // up to so many rows of x go to the kernel that streams the weight
+  int64_t gemm_rows;     // rows of x one lane block holds
+  int64_t gemm_n_block;  // rows of the weight one piece holds at most
   int64_t (*packed_x_size)(const Int8LinearParams& params, int64_t m_count);
   // Packs rows [begin, end) of those m_count rows; begin is a multiple of pack_rows.
   void (*pack_x)(const Int8LinearParams& params, int64_t m_begin, int64_t m_count, float* packed,

@@ -1,6 +1,5 @@
 // The kernels for AVX2; compiled with -mavx2 -mfma -mf16c.
-#include "simd_avx2.h"
-
+#define FLASHINT8_SIMD_AVX2
 #include "kernel_table.h"
 
 namespace flashint8::cpu {

@@ -1,6 +1,5 @@
 // The kernels for AVX-512 F, BW, DQ, VL; sources.cmake has the flags.
-#include "simd_avx512.h"
-
+#define FLASHINT8_SIMD_AVX512
 #include "kernel_table.h"
 
 namespace flashint8::cpu {

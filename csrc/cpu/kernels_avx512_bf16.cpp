@@ -1,6 +1,5 @@
 // The kernels for AVX-512 with bf16 dot products; sources.cmake has the flags.
-#include "simd_avx512.h"
-
+#define FLASHINT8_SIMD_AVX512
 #include "kernel_table.h"
 
 namespace flashint8::cpu {

@@ -1,6 +1,5 @@
 // The kernels for any CPU; no instruction-set flags.
-#include "simd_portable.h"
-
+#define FLASHINT8_SIMD_PORTABLE
 #include "kernel_table.h"
 
 namespace flashint8::cpu {

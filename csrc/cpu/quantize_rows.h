@@ -2,7 +2,7 @@
 #pragma once
 
 #include "flashint8/int8_linear.h"
-#include "simd_common.h"
+#include "simd.h"
 
 namespace flashint8::cpu {
 namespace {

@@ -115,7 +115,8 @@ FLASHINT8_INLINE Vec load_partial(const int8_t* p, int64_t n) {
 // v holds integers in [-127, 127].
 FLASHINT8_INLINE void store_partial(int8_t* p, Vec v, int64_t n) {
   const __m256i wide = _mm256_cvtps_epi32(v);
-  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   alignas(16) int8_t buffer[16];
   _mm_store_si128(reinterpret_cast<__m128i*>(buffer), _mm_packs_epi16(words, words));
   memcpy(p, buffer, static_cast<size_t>(n));
@@ -141,8 +142,10 @@ FLASHINT8_INLINE float max_lanes(Vec v) {
 
 // Lane i of the result is the sum of the lanes of rows[i].
 FLASHINT8_INLINE Vec sum_rows(const Vec* rows) {
-  const Vec low = _mm256_hadd_ps(_mm256_hadd_ps(rows[0], rows[1]), _mm256_hadd_ps(rows[2], rows[3]));
-  const Vec high = _mm256_hadd_ps(_mm256_hadd_ps(rows[4], rows[5]), _mm256_hadd_ps(rows[6], rows[7]));
+  const Vec low =
+      _mm256_hadd_ps(_mm256_hadd_ps(rows[0], rows[1]), _mm256_hadd_ps(rows[2], rows[3]));
+  const Vec high =
+      _mm256_hadd_ps(_mm256_hadd_ps(rows[4], rows[5]), _mm256_hadd_ps(rows[6], rows[7]));
   return add(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
 }
 

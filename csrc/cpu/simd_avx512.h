@@ -21,9 +21,7 @@ constexpr int kLanes = 16;
 constexpr int kTileVectors = 4;
 constexpr int kTileRows = 4;
 
-FLASHINT8_INLINE __mmask16 first_lanes(int64_t n) {
-  return static_cast<__mmask16>((1u << n) - 1);
-}
+FLASHINT8_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 
 FLASHINT8_INLINE Vec zero() { return _mm512_setzero_ps(); }
 FLASHINT8_INLINE Vec set1(float x) { return _mm512_set1_ps(x); }
@@ -120,13 +118,18 @@ FLASHINT8_INLINE Vec sum_rows(const Vec* rows) {
   Vec quads[4];
   FLASHINT8_UNROLL
   for (int i = 0; i < 4; ++i) {
-    const Vec *a = rows + 4 * i;
-    const __m512d ab = _mm512_castps_pd(add(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1])));
-    const __m512d cd = _mm512_castps_pd(add(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3])));
-    quads[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    const Vec* a = rows + 4 * i;
+    const __m512d ab =
+        _mm512_castps_pd(add(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1])));
+    const __m512d cd =
+        _mm512_castps_pd(add(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3])));
+    quads[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                   _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
   }
-  const Vec low = add(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
-  const Vec high = add(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
+  const Vec low = add(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88),
+                      _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
+  const Vec high = add(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88),
+                       _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
   return add(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
 }
 
@@ -166,8 +169,8 @@ FLASHINT8_INLINE Vec bf16_dot(Vec acc, Vec a, Vec b) {
 // Lane i: bf16(first[i]) in the low half, bf16(second[i]) in the high half.
 FLASHINT8_INLINE Vec pair_as_bf16(Vec first, Vec second) {
   const __m512i packed = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
-  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
-                                         23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, packed));
 }
 // 32 bf16 of one row, n of them valid, as 16 lanes of neighbours; 0 past n.
@@ -177,8 +180,8 @@ FLASHINT8_INLINE Vec load_bf16_pairs(const BF16* p, int64_t n) {
 }
 // Interleaves two rows of 32 bf16: low has (a[0], b[0]) .. (a[15], b[15]), high the rest.
 FLASHINT8_INLINE void interleave_bf16(Vec a, Vec b, Vec* low, Vec* high) {
-  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
-                                         39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
+                                         8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i next = _mm512_add_epi16(order, _mm512_set1_epi16(16));
   const __m512i x = _mm512_castps_si512(a);
   const __m512i y = _mm512_castps_si512(b);
@@ -195,8 +198,8 @@ FLASHINT8_INLINE Vec int8_to_bf16_pairs(__m128i first, __m128i second) {
   const __m512i low = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(first)));
   const __m512i high = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(second)));
   const __m512i upper_halves =
-      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
-                       23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                       25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   return _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, upper_halves, high));
 }
 FLASHINT8_INLINE Vec load_int8_pairs(const int8_t* p) {

@@ -10,7 +10,7 @@
 // A cell is a float, or a pair of bf16 that are neighbours along k (Bf16Dot).
 #pragma once
 
-#include "simd_common.h"
+#include "simd.h"
 
 namespace flashint8::cpu {
 namespace {
@@ -45,8 +45,9 @@ enum class Start { kZero, kAdd, kRescale };
 // that divides kLanes.
 template <int kVectors>
 constexpr int tile_rows() {
-  return kVectors > 2 ? kTileRows : (kVectors == 2 ? smaller(kLanes, 2 * kTileRows)
-                                                   : smaller(kLanes, 4 * kTileRows));
+  return kVectors > 2
+             ? kTileRows
+             : (kVectors == 2 ? smaller(kLanes, 2 * kTileRows) : smaller(kLanes, 4 * kTileRows));
 }
 static_assert(kLanes % kTileRows == 0);
 

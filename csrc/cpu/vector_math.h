@@ -1,7 +1,7 @@
 // exp2 and tanh on vectors, and the softmax constants that follow from attention's parameters.
 #pragma once
 
-#include "simd_common.h"
+#include "simd.h"
 
 namespace flashint8::cpu {
 namespace {

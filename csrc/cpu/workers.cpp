@@ -8,6 +8,8 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 
+constexpr int64_t kKeptFloats = 8 << 20;  // more is given back by the next call that needs less
+
 struct Release {
   void operator()(float* p) const { ::operator delete(p, kAlignment); }
 };
@@ -18,7 +20,7 @@ float* thread_scratch(int64_t floats) {
   // Kept between calls: fresh pages cost more than a small operator.
   thread_local std::unique_ptr<float, Release> memory;
   thread_local int64_t capacity = 0;
-  if (floats > capacity) {
+  if (floats > capacity || (capacity > kKeptFloats && floats <= kKeptFloats)) {
     memory.reset();
     capacity = 0;
     const size_t bytes = static_cast<size_t>(floats) * sizeof(float);

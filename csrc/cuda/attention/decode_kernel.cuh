@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
   const uint32_t block_bounds =
       shared_address(shared) + num_warps * (Traits::kWarpBytes + Traits::kRows * 8);
   if (threadIdx.x == 0) {
-    write_shared_int4(block_bounds, bounds.first, bounds.last, bounds.diagonal, bounds.window);
+    write_bounds(block_bounds, bounds.first, bounds.last, bounds.diagonal, bounds.window);
   }
   __syncthreads();
 

@@ -278,10 +278,7 @@ struct PrefillWarp {
         for (int dt = 0; dt < Traits::kDTiles; ++dt) {
           const uint32_t value =
               pack2<T>(o[mt][dt][2 * half] * inverse, o[mt][dt][2 * half + 1] * inverse);
-          asm volatile(
-              "st.shared.b32 [%0], %1;\n" ::"r"(q_tile + Layout::offset(row, dt) + 4 * (lane % 4)),
-              "r"(value)
-              : "memory");
+          store_shared_4(q_tile + Layout::offset(row, dt) + 4 * (lane % 4), value);
         }
         const int query = first_query + row;
         if (params.lse != nullptr && lane % 4 == 0 && query < seq_len_q) {
@@ -301,11 +298,7 @@ struct PrefillWarp {
       const int query = first_query + row;
       if (query >= seq_len_q || chunk * 8 >= params.head_dim || lane >= kLanesPerRow * kRowsPerPass)
         continue;
-      uint4 value;
-      asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-                   : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                   : "r"(q_tile + Layout::offset(row, chunk))
-                   : "memory");
+      const uint4 value = load_shared_16(q_tile + Layout::offset(row, chunk));
       // The output is the op's own: dense, so that every row is 16-byte aligned.
       *reinterpret_cast<uint4*>(out + query * params.out_stride.seq + chunk * 8) = value;
     }
@@ -373,13 +366,13 @@ __global__ void __launch_bounds__(kPrefillVariants[kIndex].threads(),
   const uint32_t block_bounds = q_tile + Traits::kBoundsOffset;
   const uint32_t warp_bounds = block_bounds + 16 * (1 + row_warp);
   if (thread == 0) {
-    write_shared_int4(block_bounds, bounds.first, bounds.last, bounds.diagonal, bounds.window);
+    write_bounds(block_bounds, bounds.first, bounds.last, bounds.diagonal, bounds.window);
   }
   if (key_group == 0 && thread % 32 == 0) {
     const int warp_last = min(first_query + Traits::kRowsPerWarp, seq_len_q) - 1;
-    write_shared_int4(
-        warp_bounds, bounds.begin(first_query), first_query < seq_len_q ? bounds.end(warp_last) : 0,
-        bounds.begin(first_query + Traits::kRowsPerWarp - 1), bounds.end(first_query));
+    write_bounds(warp_bounds, bounds.begin(first_query),
+                 first_query < seq_len_q ? bounds.end(warp_last) : 0,
+                 bounds.begin(first_query + Traits::kRowsPerWarp - 1), bounds.end(first_query));
   }
   const float multiplier = logit_multiplier(params);
   cp_async_wait<Traits::kStages - 2>();

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "../device/convert.cuh"
+#include "../device/shared_memory.cuh"
 #include "flashint8/attention.h"
 
 namespace flashint8::cuda {
@@ -84,29 +85,21 @@ struct WarpKeys {
   int all_end;
 };
 
-// volatile, so that the compiler does not keep what it read.
-__device__ __forceinline__ int4 read_shared_int4(uint32_t address) {
-  int4 x;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "r"(address));
-  return x;
-}
-
-__device__ __forceinline__ void write_shared_int4(uint32_t address, int x, int y, int z, int w) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(address), "r"(x), "r"(y), "r"(z),
-               "r"(w)
-               : "memory");
-}
-
 __device__ __forceinline__ WarpKeys read_warp_keys(uint32_t address) {
-  const int4 x = read_shared_int4(address);
-  return {x.x, x.y, x.z, x.w};
+  const uint4 x = load_shared_16(address);
+  return {static_cast<int>(x.x), static_cast<int>(x.y), static_cast<int>(x.z),
+          static_cast<int>(x.w)};
 }
 
 __device__ __forceinline__ KeyBounds read_key_bounds(uint32_t address) {
-  const int4 x = read_shared_int4(address);
-  return {x.x, x.y, x.z, x.w};
+  const uint4 x = load_shared_16(address);
+  return {static_cast<int>(x.x), static_cast<int>(x.y), static_cast<int>(x.z),
+          static_cast<int>(x.w)};
+}
+
+// Either of them.
+__device__ __forceinline__ void write_bounds(uint32_t address, int x, int y, int z, int w) {
+  store_shared_16(address, make_uint4(x, y, z, w));
 }
 
 // Sets the scores of unseen keys to -infinity. `query` maps a row of the warp's tile (0 ..

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../device/cp_async.cuh"
+#include "../device/shared_memory.cuh"
 
 namespace flashint8::cuda {
 
@@ -75,9 +76,7 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const RowSource<T>& sou
           words[w] = elements[2 * w] | (static_cast<uint32_t>(elements[2 * w + 1]) << 16);
         }
       }
-      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(destination), "r"(words[0]),
-                   "r"(words[1]), "r"(words[2]), "r"(words[3])
-                   : "memory");
+      store_shared_16(destination, make_uint4(words[0], words[1], words[2], words[3]));
     }
     pointer += step;
   }

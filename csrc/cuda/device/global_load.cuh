@@ -5,12 +5,12 @@
 
 namespace flashint8::cuda {
 
-// 16 bytes that are read once by the whole grid, such as weights: not kept in L1, first to leave L2,
-// and the whole 128-byte line fetched at once, since a neighbour reads the rest of it.
+// 16 bytes that are read once by the whole grid, such as weights: not kept in L1, first to leave
+// L2, and 256 bytes fetched into L2 at once, since a neighbour reads the rest of them.
 __device__ __forceinline__ uint4 load_streaming_16(const void* source, uint64_t policy) {
   uint4 v;
   asm volatile(
-      "ld.global.nc.L1::no_allocate.L2::cache_hint.L2::128B.v4.b32 {%0, %1, %2, %3}, [%4], %5;\n"
+      "ld.global.nc.L1::no_allocate.L2::cache_hint.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4], %5;\n"
       : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
       : "l"(source), "l"(policy));
   return v;
@@ -25,8 +25,8 @@ __device__ __forceinline__ uint4 load_cached_16(const void* source) {
   return v;
 }
 
-// The first `valid` of 16 bytes (valid in 0..15), the rest zeros; no byte past them is read.
-__device__ __noinline__ uint4 load_partial_16(const void* source, int valid) {
+// The first `valid` of 16 bytes (valid in 0..16), the rest zeros; no byte past them is read.
+static __device__ __noinline__ uint4 load_partial_16(const void* source, int valid) {
   const auto* bytes = static_cast<const uint8_t*>(source);
   uint32_t words[4] = {0, 0, 0, 0};
 #pragma unroll
@@ -34,6 +34,27 @@ __device__ __noinline__ uint4 load_partial_16(const void* source, int valid) {
     if (i < valid) words[i / 4] |= static_cast<uint32_t>(bytes[i]) << (8 * (i % 4));
   }
   return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// The first `valid` of the 16 bytes at `source`, of any alignment, and zeros. Reads nothing outside
+// [source, source + valid): whole words where all of those that hold the 16 bytes lie in [begin,
+// end).
+__device__ __forceinline__ uint4 load_unaligned_16(const uint8_t* source, int valid,
+                                                   const uint8_t* begin, const uint8_t* end) {
+  const auto address = reinterpret_cast<uintptr_t>(source);
+  const uint8_t* aligned = source - address % 4;
+  if (valid < 16 || aligned < begin || aligned + 20 > end) return load_partial_16(source, valid);
+  const auto* words = reinterpret_cast<const uint32_t*>(aligned);
+  const uint32_t shift = 8 * (address % 4);
+  uint32_t value[4];
+  uint32_t word = __ldg(words);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t next = __ldg(words + i + 1);
+    value[i] = __funnelshift_r(word, next, shift);
+    word = next;
+  }
+  return make_uint4(value[0], value[1], value[2], value[3]);
 }
 
 }  // namespace flashint8::cuda

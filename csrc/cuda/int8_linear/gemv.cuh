@@ -1,244 +1,178 @@
 // Few rows of x: a kernel whose time is that of reading the weights once.
 //
-// Work: a tile is kBlockN output channels x kBlockM rows of x. A block takes tiles blockIdx.x,
-// + gridDim.x, ...; its warps split the tile's k in chunks of 64, warp w the chunks w, w +
-// num_warps,
-// ..., so that a block reads num_warps * 64 contiguous bytes of each weight row at a time.
+// Work: a tile is 16 output channels; a block takes tiles blockIdx.x, + gridDim.x, ... for the
+// kBlockM rows of x that blockIdx.y names. Its warps go round the tile's k in units of 128, so that
+// a block reads kWarps * 128 contiguous bytes of each weight row.
 //
 // Layout: out^T = W x^T, so that the few rows of x are the n = 8 side of mma.m16n8k16. With
-// g = lane / 4, t = lane % 4 a lane reads the 16 weight bytes k = 16t .. 16t+15 of rows g and g + 8
-// of each 16 channels, and the 16 values at the same k of row g of x. The order of a contraction is
-// free: the lane's bytes 4s .. 4s+3 serve as its four k of mma step s (0..3), and x alike, so
-// nothing is shuffled. Sums come out as C[channel g, g + 8][row 2t, 2t + 1].
+// g = lane / 4, t = lane % 4 a lane reads, of each half (64) of a unit, the 16 weight bytes
+// k = 16t .. 16t + 15 of channels g and g + 8, and the 16 values at the same k of row g of x. The
+// order of a contraction is free: the lane's bytes 4s .. 4s + 3 serve as its four k of mma step s
+// (0..3), and x alike, so nothing is shuffled. Sums come out as C[channel g, g + 8][row 2t, 2t +
+// 1].
 //
-// Pipeline: every lane copies what it alone will read, with cp.async into its own 16-byte slots of
-// a ring kStages deep; no barrier, and bytes in flight do not cost registers. Slots of a warp are
-// 512 contiguous bytes, so neither side has bank conflicts. The ring runs on over tile boundaries:
-// the next tile's weights are on their way while this one's sums are added.
+// In flight: each lane asks for its next unit (64 bytes) as soon as it has used the last one, and
+// many warps do: with 32 a multiprocessor that is 64 KB. Deeper rings in registers or shared memory
+// with fewer warps were slower (docs/performance.md). x stays in L1, the weights pass by it.
 //
-// Sums of the warps meet in shared memory as [warp][row][channel], pitch = 4 (mod 16) floats: lane
-// (g, t) writes bank 2t * pitch + g = 8t + g (mod 32), all different. They are added in warp order.
+// Sums of the warps meet in shared memory and are added in warp order: same bits on every run. Two
+// buffers, so that one barrier a tile is enough.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include "../device/cp_async.cuh"
 #include "../device/dequant.cuh"
+#include "../device/global_load.cuh"
 #include "../device/linear_ptx.cuh"
 #include "../device/mma.cuh"
 #include "epilogue.cuh"
 #include "flashint8/plan.h"
-#include "launch_util.cuh"
+#include "launch.cuh"
 #include "variants.h"
 
 namespace flashint8::cuda {
-
-// The first `valid` of the 16 bytes at `src`, of any alignment, and zeros. Reads nothing outside
-// [src, src + valid): whole words where all of those that hold the 16 bytes lie in [begin, end).
-__device__ __forceinline__ uint4 load_unaligned_16(const uint8_t* src, int valid,
-                                                   const uint8_t* begin, const uint8_t* end) {
-  const auto address = reinterpret_cast<uintptr_t>(src);
-  const uint8_t* aligned = src - address % 4;
-  uint32_t value[4] = {0, 0, 0, 0};
-  if (valid == 16 && aligned >= begin && aligned + 20 <= end) {
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(aligned);
-    const uint32_t shift = 8 * (address % 4);
-    uint32_t word = __ldg(words);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t next = __ldg(words + i + 1);
-      value[i] = __funnelshift_r(word, next, shift);
-      word = next;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      if (i < valid) value[i / 4] |= static_cast<uint32_t>(__ldg(src + i)) << (8 * (i % 4));
-    }
-  }
-  return make_uint4(value[0], value[1], value[2], value[3]);
-}
 
 __device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
+// How many of the 16 bytes from byte `offset` of a row of `size` bytes exist.
+__device__ __forceinline__ int bytes_left(int64_t size, int64_t offset) {
+  return static_cast<int>(min(max(size - offset, int64_t{0}), int64_t{16}));
+}
+
+// Bytes [offset, offset + 16) of a row, zeros past its end. kVectorized: the row is 16-byte
+// aligned. `inside`: all of them exist.
+template <bool kVectorized, typename LoadWhole>
+__device__ __forceinline__ uint4 load_of_row(const uint8_t* row, int64_t size, int64_t offset,
+                                             bool inside, LoadWhole load_whole) {
+  if constexpr (kVectorized) {
+    if (inside) return load_whole(row + offset);
+    const int valid = bytes_left(size, offset);
+    return valid == 16 ? load_whole(row + offset) : load_partial_16(row + offset, valid);
+  } else {
+    return load_unaligned_16(row + offset, bytes_left(size, offset), row, row + size);
+  }
+}
+
 template <typename T, int kTile>
-__global__ void __launch_bounds__(32 * gemv_max_warps(kGemvTiles[kTile]))
+__global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[kTile].min_blocks)
     int8_linear_gemv_kernel(const __grid_constant__ Int8LinearParams p) {
   constexpr GemvTile kShape = kGemvTiles[kTile];
-  constexpr int kRowGroups = kShape.block_n / 8;  // weight rows g of 8
-  constexpr int kTilesN = kShape.block_n / 16, kTilesM = kShape.block_m / 8;
-  constexpr int kSlotBytes = gemv_slot_bytes(kShape), kPitch = gemv_sum_pitch(kShape);
-  constexpr int kStages = kShape.stages;
-  constexpr bool kVectorized = kShape.vectorized;
-  static_assert(kShape.block_n % 16 == 0 && kShape.block_m % 8 == 0 && kPitch % 16 == 4);
-  static_assert(512 * kRowGroups + 1024 * kTilesM == kSlotBytes);
+  constexpr int kWarps = kShape.num_warps;
+  constexpr int kRowTiles = kShape.block_m / 8;
+  constexpr int kPitch = kGemvBlockN + 4;
+  static_assert(kShape.block_m % 8 == 0);
+  __shared__ float sums[2][kWarps][kShape.block_m][kPitch];
 
-  extern __shared__ __align__(16) uint8_t shared[];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int g = lane / 4, t = lane % 4;
-  const uint32_t ring = shared_address(shared) + warp * kStages * kSlotBytes + lane * 16;
-  float* sums = reinterpret_cast<float*>(shared + num_warps * kStages * kSlotBytes);
+  // 32 bits are enough for counts: a weight of 2^31 channels or an x of 2^31 columns fits no card.
+  const int num_units = static_cast<int>(ceil_div(p.k, kGemvUnit));
+  const int whole_units = static_cast<int>(p.k / kGemvUnit);
+  const int num_tiles = static_cast<int>(ceil_div(p.n, kGemvBlockN));
+  const uint64_t policy = l2_evict_first_policy();
+  const int64_t first_row = int64_t{blockIdx.y} * kShape.block_m;
+  const int num_rows = static_cast<int>(min(p.m - first_row, int64_t{kShape.block_m}));
 
-  // 32 bits are enough: 2^31 tiles would have an output of 512 GiB.
-  const int num_chunks = static_cast<int>(ceil_div(p.k, kLinearChunkK));
-  const int tiles_m = static_cast<int>(ceil_div(p.m, kShape.block_m));
-  const int num_tiles = tiles_m * static_cast<int>(ceil_div(p.n, kShape.block_n));
-  const uint64_t policy = tiles_m == 1 ? l2_evict_first_policy() : l2_evict_normal_policy();
-
-  // The load cursor runs kStages chunks ahead of the products.
-  int load_tile = blockIdx.x, load_chunk = warp;
-  if (warp >= num_chunks) load_tile = num_tiles;
-  const int8_t* weight_rows[kRowGroups];  // at this lane's first k
-  const uint8_t* x_rows[kTilesM];
-  bool x_valid[kTilesM];
-
-  const auto set_rows = [&] {
-    const int tile_n = tiles_m == 1 ? load_tile : load_tile / tiles_m;
-    const int tile_m = load_tile - tile_n * tiles_m;
+  const uint8_t* x_rows[kRowTiles];  // nullptr: no such row
 #pragma unroll
-    for (int i = 0; i < kRowGroups; ++i) {  // channels past the end repeat the last one
-      const int64_t n = min(int64_t{tile_n} * kShape.block_n + 8 * i + g, p.n - 1);
-      weight_rows[i] = p.weight + n * p.weight_stride + 16 * t;
-    }
+  for (int j = 0; j < kRowTiles; ++j) {
+    const int row = 8 * j + g;
+    x_rows[j] = row < num_rows
+                    ? static_cast<const uint8_t*>(p.x) + 2 * x_row_offset(p.x_rows, first_row + row)
+                    : nullptr;
+  }
+
+  uint4 weights[2][2];  // [half of the unit][channels g, g + 8]
+  const auto load_weights = [&](int tile, int unit) {
 #pragma unroll
-    for (int j = 0; j < kTilesM; ++j) {
-      const int64_t m = int64_t{tile_m} * kShape.block_m + 8 * j + g;
-      x_valid[j] = m < p.m;
-      x_rows[j] = static_cast<const uint8_t*>(p.x) +
-                  2 * (x_row_offset(p.x_rows, x_valid[j] ? m : 0) + 16 * t);
+    for (int r = 0; r < 2; ++r) {
+      // Channels past the end repeat the last one.
+      const int64_t n = min(int64_t{tile} * kGemvBlockN + 8 * r + g, p.n - 1);
+      const auto* row = reinterpret_cast<const uint8_t*>(p.weight) + n * p.weight_stride;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        weights[h][r] = load_of_row<kShape.vectorized>(
+            row, p.k, int64_t{unit} * kGemvUnit + 64 * h + 16 * t, unit < whole_units,
+            [&](const uint8_t* source) { return load_streaming_16(source, policy); });
+      }
     }
   };
 
-  const auto load_next = [&](uint32_t slot) {
-    if (load_tile < num_tiles) {
-      const int64_t k = int64_t{load_chunk} * kLinearChunkK;
-      const int left = load_chunk + 1 < num_chunks
-                           ? 16
-                           : static_cast<int>(max(min(p.k - k - 16 * t, int64_t{16}), int64_t{0}));
-      const int left_x[2] = {min(2 * left, 16), max(2 * left - 16, 0)};
+  if (static_cast<int>(blockIdx.x) < num_tiles && warp < num_units) {
+    load_weights(blockIdx.x, warp);
+  }
+  int buffer = 0;
+  for (int tile = blockIdx.x; tile < num_tiles; tile += gridDim.x, buffer ^= 1) {
+    float sum[kRowTiles][4] = {};
+    for (int unit = warp; unit < num_units; unit += kWarps) {
+      uint4 x[kRowTiles][2][2];  // [rows][half of the unit][first, last 8 values]
 #pragma unroll
-      for (int i = 0; i < kRowGroups; ++i) {
-        const int8_t* src = weight_rows[i] + k;
-        if constexpr (kVectorized) {
-          cp_async_16_part(slot + 512 * i, src, left, policy);
-        } else {
-          const auto* row = reinterpret_cast<const uint8_t*>(weight_rows[i]) - 16 * t;
-          store_shared_16(slot + 512 * i, load_unaligned_16(reinterpret_cast<const uint8_t*>(src),
-                                                            left, row, row + p.k));
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < kTilesM; ++j) {
+      for (int j = 0; j < kRowTiles; ++j) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const uint8_t* src = x_rows[j] + 2 * k + 16 * h;
-          const uint32_t dst = slot + 512 * (kRowGroups + 2 * j + h);
-          const int bytes = x_valid[j] ? left_x[h] : 0;
-          if constexpr (kVectorized) {
-            cp_async_16_part(dst, src, bytes);
-          } else {
-            const uint8_t* row = x_rows[j] - 32 * t;
-            store_shared_16(dst, load_unaligned_16(src, bytes, row, row + 2 * p.k));
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            x[j][h][i] = make_uint4(0, 0, 0, 0);
+            if (x_rows[j] == nullptr) continue;
+            x[j][h][i] = load_of_row<kShape.vectorized>(
+                x_rows[j], 2 * p.k, 2 * (int64_t{unit} * kGemvUnit + 64 * h + 16 * t) + 16 * i,
+                unit < whole_units, [](const uint8_t* source) { return load_cached_16(source); });
           }
         }
       }
-      load_chunk += num_warps;
-      if (load_chunk >= num_chunks) {
-        load_chunk = warp;
-        load_tile += gridDim.x;
-        if (load_tile < num_tiles) set_rows();
-      }
-    }
-    cp_async_commit();
-  };
-
-  if (load_tile < num_tiles) set_rows();
-#pragma unroll 1
-  for (int s = 0; s < kStages; ++s) load_next(ring + s * kSlotBytes);
-
-  const int channel = threadIdx.x % kShape.block_n;  // of the thread's outputs
-  int stage = 0;
-  for (int tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
-    const int tile_n = tiles_m == 1 ? tile : tile / tiles_m;
-    const int64_t m0 = int64_t{tile - tile_n * tiles_m} * kShape.block_m;
-    const int64_t n = int64_t{tile_n} * kShape.block_n + channel;
-    const float scale = n < p.n ? p.weight_scale[n] : 0.0f;
-    const float bias = n < p.n ? load_bias<T>(p.bias, n) : 0.0f;
-
-    float sum[kTilesN][kTilesM][4] = {};
-    for (int chunk = warp; chunk < num_chunks; chunk += num_warps) {
-      cp_async_wait<kStages - 1>();
-      const uint32_t slot = ring + stage * kSlotBytes;
-      stage = stage + 1 == kStages ? 0 : stage + 1;
-      uint4 weights[kRowGroups], x[kTilesM][2];
 #pragma unroll
-      for (int i = 0; i < kRowGroups; ++i) weights[i] = load_shared_16(slot + 512 * i);
+      for (int h = 0; h < 2; ++h) {
 #pragma unroll
-      for (int j = 0; j < kTilesM; ++j) {
-        x[j][0] = load_shared_16(slot + 512 * (kRowGroups + 2 * j));
-        x[j][1] = load_shared_16(slot + 512 * (kRowGroups + 2 * j + 1));
-      }
-      load_next(slot);
-#pragma unroll
-      for (int s = 0; s < 4; ++s) {
-#pragma unroll
-        for (int i = 0; i < kTilesN; ++i) {
+        for (int s = 0; s < 4; ++s) {
           uint32_t a[4];
-          Int8To16<T>::dequantize(word_of(weights[2 * i], s), a[0], a[2]);
-          Int8To16<T>::dequantize(word_of(weights[2 * i + 1], s), a[1], a[3]);
+          Int8To16<T>::dequantize(word_of(weights[h][0], s), a[0], a[2]);
+          Int8To16<T>::dequantize(word_of(weights[h][1], s), a[1], a[3]);
 #pragma unroll
-          for (int j = 0; j < kTilesM; ++j) {
-            mma_m16n8k16<T>(sum[i][j], a, word_of(x[j][s / 2], 2 * (s % 2)),
-                            word_of(x[j][s / 2], 2 * (s % 2) + 1));
+          for (int j = 0; j < kRowTiles; ++j) {
+            mma_m16n8k16<T>(sum[j], a, word_of(x[j][h][s / 2], 2 * (s % 2)),
+                            word_of(x[j][h][s / 2], 2 * (s % 2) + 1));
           }
         }
       }
+      const bool more = unit + kWarps < num_units;
+      const int next_tile = more ? tile : tile + static_cast<int>(gridDim.x);
+      if (next_tile < num_tiles) load_weights(next_tile, more ? unit + kWarps : warp);
     }
 
-    const int rows = static_cast<int>(min(p.m - m0, int64_t{kShape.block_m}));
 #pragma unroll
-    for (int j = 0; j < kTilesM; ++j) {
-      const int row = 8 * j + 2 * t;
-      if (row < rows) {
-#pragma unroll
-        for (int i = 0; i < kTilesN; ++i) {
-          float* dst = sums + (warp * kShape.block_m + row) * kPitch + 16 * i + g;
-          dst[0] = sum[i][j][0];
-          dst[kPitch] = sum[i][j][1];
-          dst[8] = sum[i][j][2];
-          dst[kPitch + 8] = sum[i][j][3];
-        }
-      }
+    for (int j = 0; j < kRowTiles; ++j) {
+      float* destination = &sums[buffer][warp][8 * j + 2 * t][g];
+      destination[0] = sum[j][0];
+      destination[kPitch] = sum[j][1];
+      destination[8] = sum[j][2];
+      destination[kPitch + 8] = sum[j][3];
     }
     __syncthreads();
-    if (n < p.n) {
-      const int row_step = blockDim.x / kShape.block_n;
-      for (int row = threadIdx.x / kShape.block_n; row < rows; row += row_step) {
-        float total = 0.0f;
-        for (int w = 0; w < num_warps; ++w) {
-          total += sums[(w * kShape.block_m + row) * kPitch + channel];
-        }
-        static_cast<T*>(p.out)[(m0 + row) * p.n + n] = from_float<T>(fmaf(total, scale, bias));
-      }
+    for (int i = threadIdx.x; i < num_rows * kGemvBlockN; i += 32 * kWarps) {
+      const int row = i / kGemvBlockN, channel = i % kGemvBlockN;
+      const int64_t n = int64_t{tile} * kGemvBlockN + channel;
+      if (n >= p.n) continue;
+      float total = 0.0f;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) total += sums[buffer][w][row][channel];
+      static_cast<T*>(p.out)[(first_row + row) * p.n + n] =
+          from_float<T>(fmaf(total, p.weight_scale[n], load_bias<T>(p.bias, n)));
     }
-    __syncthreads();
   }
 }
 
 template <int kTile>
 cudaError_t launch_gemv(const Int8LinearParams& params, const LinearPlan& plan,
                         cudaStream_t stream) {
-  static SharedMemoryLimit limits[2];
-  const bool half = params.dtype == DType::kFloat16;
-  const auto kernel =
-      half ? int8_linear_gemv_kernel<__half, kTile> : int8_linear_gemv_kernel<__nv_bfloat16, kTile>;
-  const int bytes = static_cast<int>(plan.shared_bytes);
-  if (const cudaError_t error = limits[half].raise(reinterpret_cast<const void*>(kernel), bytes)) {
-    return error;
-  }
-  kernel<<<static_cast<unsigned>(plan.num_blocks), 32 * plan.num_warps, bytes, stream>>>(params);
+  constexpr GemvTile kShape = kGemvTiles[kTile];
+  const auto kernel = params.dtype == DType::kFloat16
+                          ? int8_linear_gemv_kernel<__half, kTile>
+                          : int8_linear_gemv_kernel<__nv_bfloat16, kTile>;
+  const auto rows = static_cast<unsigned>(ceil_div(params.m, kShape.block_m));
+  const dim3 grid(static_cast<unsigned>(plan.num_blocks / rows), rows);
+  kernel<<<grid, 32 * kShape.num_warps, 0, stream>>>(params);
   return cudaGetLastError();
 }
 

@@ -10,9 +10,9 @@ namespace {
 using Launcher = cudaError_t (*)(const Int8LinearParams&, const LinearPlan&, cudaStream_t);
 
 constexpr Launcher kGemvLaunchers[] = {launch_gemv<0>, launch_gemv<1>, launch_gemv<2>,
-                                       launch_gemv<3>, launch_gemv<4>, launch_gemv<5>};
+                                       launch_gemv<3>, launch_gemv<4>};
 constexpr Launcher kGemmLaunchers[] = {launch_gemm<0>, launch_gemm<1>, launch_gemm<2>,
-                                       launch_gemm<3>, launch_gemm<4>, launch_gemm<5>};
+                                       launch_gemm<3>};
 static_assert(sizeof(kGemvLaunchers) / sizeof(Launcher) == kNumGemvTiles);
 static_assert(sizeof(kGemmLaunchers) / sizeof(Launcher) == kNumGemmTiles);
 
@@ -25,8 +25,8 @@ cudaError_t launch_int8_linear(const Int8LinearParams& params, const LinearPlan&
   if (plan.kernel == LinearKernel::kGemv) {
     for (int i = 0; i < kNumGemvTiles; ++i) {
       const GemvTile& tile = kGemvTiles[i];
-      if (tile.block_m == plan.block_m && tile.block_n == plan.block_n &&
-          tile.vectorized == plan.vectorized && plan.num_warps <= gemv_max_warps(tile)) {
+      if (tile.block_m == plan.block_m && tile.num_warps == plan.num_warps &&
+          tile.vectorized == plan.vectorized) {
         return kGemvLaunchers[i](params, plan, stream);
       }
     }

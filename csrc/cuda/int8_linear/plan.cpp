@@ -1,5 +1,6 @@
-// Which INT8 linear kernel runs: every built tile is a candidate; those the tensors or the card
-// rule out are dropped; an estimate of the time decides. Earlier candidates win ties.
+// Which INT8 linear kernel runs: a gemv for few rows of x, by a table; else the gemm, of whose
+// tiles and splits those that the card rules out are dropped and an estimate of the time decides.
+// Earlier candidates win ties.
 #include "flashint8/plan.h"
 
 #include <algorithm>
@@ -63,50 +64,31 @@ struct Candidate {
 
 double weight_bytes(const Int8LinearParams& p) { return static_cast<double>(p.n) * p.k; }
 
-// The gemv: weights come once for each tile of rows, x once for each tile of channels, past L1.
-Candidate gemv_candidate(const Int8LinearParams& p, const Card& card, const GemvTile& tile,
-                         int num_warps) {
-  Candidate c;
-  const int64_t tiles_m = ceil_div(p.m, tile.block_m), tiles_n = ceil_div(p.n, tile.block_n);
-  const int64_t tiles = tiles_m * tiles_n;
-  LinearPlan& plan = c.plan;
+// The row of kGemvTiles for few rows of x, or -1: the gemm is faster. Measured on an H100
+// (docs/performance.md). Many warps a block hide the latency of long rows, more blocks even out the
+// end of many tiles; with 17 rows and more, large weights are the gemm's, which reads x less often.
+int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
+  constexpr int64_t kLongRow = 2048;
+  constexpr int64_t kLargeWeight = int64_t{16} << 20;
+  if (!vectorized) return 4;
+  if (p.m <= 8) return p.k >= kLongRow && p.n <= 6 * kGemvBlockN * card.sm_count ? 0 : 1;
+  if (p.m <= 16) return 2;
+  return p.m <= 32 && p.n * p.k <= kLargeWeight ? 3 : -1;
+}
+
+LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile& tile) {
+  LinearPlan plan;
   plan.kernel = LinearKernel::kGemv;
   plan.block_m = tile.block_m;
-  plan.block_n = tile.block_n;
-  plan.block_k = kLinearChunkK * num_warps;
-  plan.num_warps = num_warps;
-  plan.stages = tile.stages;
+  plan.block_n = kGemvBlockN;
+  plan.block_k = kGemvUnit * tile.num_warps;
+  plan.num_warps = tile.num_warps;
+  plan.stages = 1;
   plan.vectorized = tile.vectorized;
-  plan.shared_bytes = gemv_shared_bytes(tile, num_warps);
-  // Shared memory of a multiprocessor is about that of its largest block; the blocks that fit stay
-  // and take tiles in turn.
-  const int64_t resident = std::clamp<int64_t>(
-      (card.shared_memory_per_block + kSharedReserved) / (plan.shared_bytes + kSharedReserved), 1,
-      std::max(1, 24 / num_warps));
-  plan.num_blocks = std::min(tiles, resident * card.sm_count);
-
-  const Rates rates = rates_of(card.compute_capability);
-  const double busy = std::min<double>(static_cast<double>(plan.num_blocks), card.sm_count);
-  const double memory = weight_bytes(p) + 2.0 * p.m * p.k;
-  const double l2 = weight_bytes(p) * tiles_m + 2.0 * tiles_n * p.m * p.k;
-  // Bytes on the way bound what one multiprocessor draws: a latency of about 1200 clocks.
-  const double in_flight =
-      static_cast<double>(std::min<int64_t>(resident, ceil_div(tiles, card.sm_count))) * num_warps *
-      tile.stages * 64 * tile.block_n;
-  const double drawn = std::min(in_flight / 1200.0, rates.l2_bytes * 2);
-  const double waves = static_cast<double>(ceil_div(tiles, card.sm_count)) * card.sm_count / tiles;
-  const double chunk_waste =
-      static_cast<double>(ceil_div(ceil_div(p.k, kLinearChunkK), num_warps)) * num_warps *
-      kLinearChunkK / std::max<int64_t>(p.k, 1);
-  c.clocks = kLaunchClocks +
-             std::max({memory / (card.sm_count * rates.memory_bytes),
-                       l2 / (card.sm_count * rates.l2_bytes),
-                       l2 * (0.5 + 0.5 * std::min(waves, 2.0)) / (busy * drawn),
-                       1.0 * ceil_div(tiles, card.sm_count) * tile.block_m * tile.block_n * p.k *
-                           chunk_waste / (rates.mma * 0.4)}) +
-             20.0 * num_warps;
-  if (!tile.vectorized) c.clocks *= 3;
-  return c;
+  const int64_t tiles = std::max<int64_t>(1, ceil_div(p.n, kGemvBlockN));
+  const int64_t resident = int64_t{tile.min_blocks} * card.sm_count;
+  plan.num_blocks = ceil_div(p.m, tile.block_m) * std::min(tiles, resident);
+  return plan;
 }
 
 Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const GemmTile& tile,
@@ -160,34 +142,25 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
 }  // namespace
 
 LinearPlan plan_int8_linear(const Int8LinearParams& params, const Card& card) {
-  const bool vectorized = can_vectorize(params);
+  const int gemv = gemv_tile(params, card, can_vectorize(params));
+  if (gemv >= 0) {
+    LinearPlan plan = gemv_plan(params, card, kGemvTiles[gemv]);
+    plan.dtype = params.dtype;
+    return plan;
+  }
   Candidate best;
   bool found = false;
-  const auto consider = [&](const Candidate& c) {
-    if (c.plan.shared_bytes > card.shared_memory_per_block) return;
-    if (c.plan.num_blocks > INT32_MAX) return;
-    if (!found || c.clocks < best.clocks) best = c;
-    found = true;
-  };
-  for (const GemvTile& tile : kGemvTiles) {
-    if (tile.vectorized != vectorized) continue;
-    // more than two tiles of rows: the gemm reads the weights less often
-    if (vectorized && params.m > 2 * tile.block_m) continue;
-    for (const int num_warps : {8, 16, 4}) {
-      if (num_warps > gemv_max_warps(tile)) continue;
-      consider(gemv_candidate(params, card, tile, num_warps));
-    }
-  }
-  if (vectorized) {
-    for (const GemmTile& tile : kGemmTiles) {
-      const int64_t tiles = ceil_div(params.m, tile.block_m) * ceil_div(params.n, tile.block_n);
-      const int64_t k_tiles = ceil_div(params.k, gemm_block_k(tile));
-      for (int64_t splits = 1; splits <= 16; ++splits) {
-        if (splits > 1 && (splits > k_tiles / 2 || tiles * splits > 4 * card.sm_count)) break;
-        const Candidate c = gemm_candidate(params, card, tile, splits);
-        if (c.plan.workspace_bytes > kMaxWorkspace) break;
-        consider(c);
-      }
+  for (const GemmTile& tile : kGemmTiles) {
+    const int64_t tiles = ceil_div(params.m, tile.block_m) * ceil_div(params.n, tile.block_n);
+    const int64_t k_tiles = ceil_div(params.k, gemm_block_k(tile));
+    for (int64_t splits = 1; splits <= 16; ++splits) {
+      if (splits > 1 && (splits > k_tiles / 2 || tiles * splits > 4 * card.sm_count)) break;
+      const Candidate c = gemm_candidate(params, card, tile, splits);
+      if (c.plan.workspace_bytes > kMaxWorkspace) break;
+      if (c.plan.shared_bytes > card.shared_memory_per_block) continue;
+      if (found && c.clocks >= best.clocks) continue;
+      best = c;
+      found = true;
     }
   }
   best.plan.dtype = params.dtype;

@@ -12,12 +12,11 @@
 
 namespace flashint8 {
 
-// Rows of x, output channels of a block, and the depth of each lane's ring. The number of warps
-// (which share the block's k) is free: a launch argument.
+// Tiles of kGemvBlockN output channels. Any number of rows is taken block_m at a time.
 struct GemvTile {
   int block_m;
-  int block_n;
-  int stages;
+  int num_warps;
+  int min_blocks;  // blocks a multiprocessor is to hold: bounds the registers
   bool vectorized;
 };
 
@@ -31,38 +30,21 @@ struct GemmTile {
 };
 
 constexpr GemvTile kGemvTiles[] = {
-    {8, 16, 5, true},  {8, 32, 4, true},  {16, 32, 3, true},
-    {32, 32, 3, true}, {8, 16, 3, false}, {32, 32, 2, false},
+    {8, 16, 2, true}, {8, 8, 4, true}, {16, 8, 3, true}, {32, 8, 2, true}, {32, 8, 1, false},
 };
 constexpr int kNumGemvTiles = sizeof(kGemvTiles) / sizeof(kGemvTiles[0]);
+constexpr int kGemvBlockN = 16;
+constexpr int kGemvUnit = 128;  // k of a warp's step
 
 constexpr GemmTile kGemmTiles[] = {
-    {32, 64, 1, 2, 4, 3},  {32, 128, 1, 2, 2, 4},  {64, 64, 1, 2, 2, 4},
-    {64, 128, 1, 2, 2, 3}, {128, 128, 2, 2, 1, 4}, {128, 256, 2, 4, 1, 4},
+    {32, 64, 1, 2, 4, 3},
+    {32, 128, 1, 2, 2, 4},
+    {64, 64, 1, 2, 2, 4},
+    {128, 128, 2, 2, 1, 4},
 };
 constexpr int kNumGemmTiles = sizeof(kGemmTiles) / sizeof(kGemmTiles[0]);
 
-constexpr int kLinearChunkK = 64;  // the k that a lane quad's 4 x 16 weight bytes cover
-
-// 32 rows need more than the 128 registers a thread of 16 warps may have.
-FLASHINT8_HOST_DEVICE constexpr int gemv_max_warps(const GemvTile& tile) {
-  return tile.block_m >= 32 ? 8 : 16;
-}
-
-// A warp's ring slot: 16 bytes a lane for every 8 weight rows, 32 for every 8 rows of x.
-FLASHINT8_HOST_DEVICE constexpr int gemv_slot_bytes(const GemvTile& tile) {
-  return 1024 * (tile.block_n / 16 + tile.block_m / 8);
-}
-
-// Pitch of a row of partial sums in floats: == 4 (mod 16), see gemv.cuh.
-FLASHINT8_HOST_DEVICE constexpr int gemv_sum_pitch(const GemvTile& tile) {
-  return tile.block_n + 4;
-}
-
-FLASHINT8_HOST_DEVICE constexpr int gemv_shared_bytes(const GemvTile& tile, int num_warps) {
-  return num_warps * (tile.stages * gemv_slot_bytes(tile) +
-                      tile.block_m * gemv_sum_pitch(tile) * static_cast<int>(sizeof(float)));
-}
+constexpr int kLinearChunkK = 64;  // the gemm: the k that a lane quad's 4 x 16 weight bytes cover
 
 FLASHINT8_HOST_DEVICE constexpr int gemm_warps(const GemmTile& tile) {
   return tile.warps_m * tile.warps_n * tile.warps_k;

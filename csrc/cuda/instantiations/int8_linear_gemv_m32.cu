@@ -1,9 +1,8 @@
+// Row 3 of kGemvTiles.
 #include "../int8_linear/gemv.cuh"
 
 namespace flashint8::cuda {
 
-static_assert(kGemvTiles[3].block_m == 32 && kGemvTiles[3].block_n == 32);
-static_assert(kGemvTiles[3].vectorized);
 template cudaError_t launch_gemv<3>(const Int8LinearParams&, const LinearPlan&, cudaStream_t);
 
 }  // namespace flashint8::cuda

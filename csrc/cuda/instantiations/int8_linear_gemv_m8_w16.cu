@@ -1,9 +1,8 @@
+// Row 0 of kGemvTiles.
 #include "../int8_linear/gemv.cuh"
 
 namespace flashint8::cuda {
 
-static_assert(kGemvTiles[0].block_m == 8 && kGemvTiles[0].block_n == 16);
-static_assert(kGemvTiles[0].vectorized);
 template cudaError_t launch_gemv<0>(const Int8LinearParams&, const LinearPlan&, cudaStream_t);
 
 }  // namespace flashint8::cuda

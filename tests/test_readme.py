@@ -1,0 +1,54 @@
+"""README.md: its Python examples run, its links lead somewhere, its names exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import flashint8
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks() -> list[tuple[int, str]]:
+    """(line of its first statement, source) of each block."""
+    text = README.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start(1)) + 1, m[1]) for m in BLOCK.finditer(text)]
+
+
+BLOCKS = blocks()
+
+
+@pytest.mark.parametrize(("line", "source"), BLOCKS, ids=[f"line{line}" for line, _ in BLOCKS])
+def test_example_runs(line: int, source: str) -> None:
+    """Each block alone, on the CPU; line numbers of a failure are README's."""
+    code = compile("\n" * (line - 1) + source, str(README), "exec")
+    default = torch.get_default_dtype()
+    exec(code, {"__name__": "readme"})
+    assert torch.get_default_dtype() == default
+
+
+def test_every_public_name_is_there() -> None:
+    text = README.read_text(encoding="utf-8")
+    public = [n for n in flashint8.__all__ if n not in ("Plan", "QuantizeReport", "__version__")]
+    missing = [name for name in public if not re.search(rf"\b{name}\b", text)]
+    assert not missing, f"README.md says nothing of {missing}"
+    examples = "".join(source for _, source in BLOCKS)
+    unused = [name for name in public if f"flashint8.{name}" not in examples]
+    assert not unused, f"README.md has no example of {unused}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/design.md", "docs/performance.md"])
+def test_links_lead_to_files(name: str) -> None:
+    """Plots are drawn after a run on the device they show, and are checked once they are there."""
+    path = ROOT / name
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
+    assert targets, f"{name} has no links"
+    for target in targets:
+        local = "://" not in target and not target.startswith(("docs/plots/", "plots/"))
+        assert not local or (path.parent / target).exists(), f"{name}: {target}"
