@@ -174,7 +174,9 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
       params, make_card(kOp, compute_capability, sm_count, shared_memory_per_block));
 
   py::dict fields;
-  fields["kernel"] = plan.kernel == LinearKernel::kGemv ? "gemv" : "gemm";
+  fields["kernel"] = plan.kernel == LinearKernel::kGemv   ? "gemv"
+                     : plan.kernel == LinearKernel::kGemm ? "gemm"
+                                                          : "library";
   fields["dtype"] = dtype_name(plan.dtype);
   fields["block_m"] = plan.block_m;
   fields["block_n"] = plan.block_n;

@@ -53,13 +53,14 @@ def linear_args(m: int, n: int, k: int, dtype: torch.dtype = torch.float16) -> t
     return x, weight, torch.empty(n, device="meta")
 
 
-def assert_fits(details: dict[str, Any], card: Card, what: str) -> None:
+def assert_fits(details: dict[str, Any], card: Card, what: str, *, converts: bool = False) -> None:
+    """converts: weights are converted in the workspace."""
     assert 0 <= details["shared_bytes"] <= card.shared_memory_per_block, f"{what}: {details}"
     assert 1 <= details["num_warps"] <= 32, what
     assert details["workspace_bytes"] >= 0, what
     for name in ("num_splits", "num_blocks", "block_m", "block_n", "stages"):
         assert details[name] >= 1, f"{what}: {name} {details[name]}"
-    if details["num_splits"] == 1:
+    if details["num_splits"] == 1 and not converts:
         assert details["workspace_bytes"] == 0, f"{what}: one split needs no workspace"
 
 
@@ -93,7 +94,7 @@ def test_linear_fits_every_card(card: Card, m: int, dtype: torch.dtype) -> None:
         plan = explain("int8_linear", *linear_args(m, n, k, dtype), card=card)
         what = f"{card} M {m} N {n} K {k}"
         assert (plan.op, plan.device) == ("int8_linear", "cuda"), what
-        assert_fits(plan.details, card, what)
+        assert_fits(plan.details, card, what, converts=plan.kernel == "library")
         assert plan.details["workspace_bytes"] <= 32 * 2**20, what
 
 
@@ -101,7 +102,8 @@ def test_few_rows_and_many_rows_differ(card: Card) -> None:
     few = explain("int8_linear", *linear_args(1, 4096, 4096), card=card)
     many = explain("int8_linear", *linear_args(512, 4096, 4096), card=card)
     assert "gemv" in few.kernel
-    assert "gemm" in many.kernel
+    # Hopper's library product is faster than mma.sync can be
+    assert ("library" if card.compute_capability == 90 else "gemm") in many.kernel
 
 
 def test_plans_are_pure(card: Card) -> None:

@@ -39,7 +39,7 @@ struct Kernels {
   const char* name;
 
   // Attention. Scratch sizes are in floats; scratch is 64-byte aligned.
-  int64_t prefill_rows;    // rows of x one lane block holds
+  int64_t prefill_rows;    // rows one lane block holds
   int64_t prefill_blocks;  // lane blocks that one piece of prefill holds at most
   int64_t decode_rows;     // pieces of at most so many rows may go to attention_decode
   int64_t (*prefill_scratch)(const AttentionParams& params);

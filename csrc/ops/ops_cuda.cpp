@@ -6,6 +6,7 @@
 #include "attention_args.h"
 #include "cuda_device.h"
 #include "flashint8/cuda.h"
+#include "library_linear.h"
 #include "linear_args.h"
 
 namespace flashint8::ops {
@@ -63,7 +64,11 @@ Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_s
   const LinearPlan plan = plan_int8_linear(call.params, cuda_call.card());
   const std::optional<Tensor> workspace = allocate_workspace(plan.workspace_bytes, call.x);
   if (workspace) call.params.workspace = workspace->mutable_data_ptr();
-  cuda_call.check(cuda::launch_int8_linear(call.params, plan, cuda_call.stream()));
+  if (plan.kernel == LinearKernel::kLibrary) {
+    library_linear(call.params, plan, call.x, cuda_call);
+  } else {
+    cuda_call.check(cuda::launch_int8_linear(call.params, plan, cuda_call.stream()));
+  }
   return call.out;
 }
 

@@ -3,6 +3,7 @@ set(FLASHINT8_INT8_LINEAR_PLAN_SOURCES "${CMAKE_CURRENT_LIST_DIR}/plan.cpp")
 set(FLASHINT8_INT8_LINEAR_CUDA_SOURCES
     "${CMAKE_CURRENT_LIST_DIR}/launch.cu"
     "${CMAKE_CURRENT_LIST_DIR}/quantize.cu"
+    "${CMAKE_CURRENT_LIST_DIR}/dequantize.cu"
     "${CMAKE_CURRENT_LIST_DIR}/split_sum.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m8_w16.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m8_w8.cu"

@@ -14,6 +14,11 @@ cudaError_t launch_attention_fwd(const AttentionParams& params, const AttentionP
 cudaError_t launch_int8_linear(const Int8LinearParams& params, const LinearPlan& plan,
                                cudaStream_t stream);
 
+// The first step of LinearKernel::kLibrary: channels [first, first + count) of the weight, times
+// their scales, rounded to params.dtype, to params.workspace as (count, k) contiguous.
+cudaError_t launch_dequantize(const Int8LinearParams& params, int64_t first, int64_t count,
+                              cudaStream_t stream);
+
 // Writes the first row that holds a NaN or an infinity, or INT32_MAX, to *bad_row (device memory,
 // set to INT32_MAX by the caller).
 cudaError_t launch_quantize_per_channel(const QuantizeParams& params, int32_t* bad_row,

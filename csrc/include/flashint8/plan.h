@@ -34,7 +34,10 @@ struct AttentionPlan {
 // Reads the numbers of `params` (sizes, strides, pointer alignment, features), never the data.
 AttentionPlan plan_attention(const AttentionParams& params, const Card& card);
 
-enum class LinearKernel : int32_t { kGemv = 0, kGemm = 1 };
+// kLibrary: weights are converted block_n channels at a time into a workspace, and torch's own
+// 16-bit product multiplies them: where its matrix instructions are faster than ours and x has many
+// rows.
+enum class LinearKernel : int32_t { kGemv = 0, kGemm = 1, kLibrary = 2 };
 
 struct LinearPlan {
   LinearKernel kernel = LinearKernel::kGemv;
