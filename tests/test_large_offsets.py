@@ -6,7 +6,16 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from checking import attend, check_attention, check_linear, linear, make_qkv, quantised, randn
+from checking import (
+    attend,
+    check_attention,
+    check_linear,
+    check_linear_of_library,
+    linear,
+    make_qkv,
+    quantised,
+    randn,
+)
 from torch import Tensor
 
 import flashint8
@@ -106,6 +115,8 @@ def test_linear_output_past_two_billion(cuda: str) -> None:
     weight, scale = quantised(n, k, cuda)
     out = flashint8.int8_linear(x, weight, scale)
     assert out.numel() > 2**31
-    check_linear(out[-3:], x[-3:], weight, scale, None, what="last rows")
+    plan = flashint8.explain("int8_linear", x, weight, scale)
+    check = check_linear_of_library if plan.kernel == "library" else check_linear
+    check(out[-3:], x[-3:], weight, scale, None, what="last rows")
     del out
     torch.cuda.empty_cache()

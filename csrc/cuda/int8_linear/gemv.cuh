@@ -1,7 +1,7 @@
 // Few rows of x: a kernel whose time is that of reading the weights once.
 //
-// Work: a tile is 16 output channels; a block takes tiles blockIdx.x, + gridDim.x, ... for the
-// kBlockM rows of x that blockIdx.y names. Its warps go round the tile's k in units of 128, so that
+// Work: a tile is 16 output channels; a block takes tiles blockIdx.y, + gridDim.y, ... for the
+// block_m rows of x that blockIdx.x names. Its warps go round the tile's k in units of 128, so that
 // a block reads kWarps * 128 contiguous bytes of each weight row.
 //
 // Layout: out^T = W x^T, so that the few rows of x are the n = 8 side of mma.m16n8k16. With
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
   const int whole_units = static_cast<int>(p.k / kGemvUnit);
   const int num_tiles = static_cast<int>(ceil_div(p.n, kGemvBlockN));
   const uint64_t policy = l2_evict_first_policy();
-  const int64_t first_row = int64_t{blockIdx.y} * kShape.block_m;
+  const int64_t first_row = int64_t{blockIdx.x} * kShape.block_m;
   const int num_rows = static_cast<int>(min(p.m - first_row, int64_t{kShape.block_m}));
 
   const uint8_t* x_rows[kRowTiles];  // nullptr: no such row
@@ -100,11 +100,11 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
     }
   };
 
-  if (static_cast<int>(blockIdx.x) < num_tiles && warp < num_units) {
-    load_weights(blockIdx.x, warp);
+  if (static_cast<int>(blockIdx.y) < num_tiles && warp < num_units) {
+    load_weights(blockIdx.y, warp);
   }
   int buffer = 0;
-  for (int tile = blockIdx.x; tile < num_tiles; tile += gridDim.x, buffer ^= 1) {
+  for (int tile = blockIdx.y; tile < num_tiles; tile += gridDim.y, buffer ^= 1) {
     float sum[kRowTiles][4] = {};
     for (int unit = warp; unit < num_units; unit += kWarps) {
       uint4 x[kRowTiles][2][2];  // [rows][half of the unit][first, last 8 values]
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
         }
       }
       const bool more = unit + kWarps < num_units;
-      const int next_tile = more ? tile : tile + static_cast<int>(gridDim.x);
+      const int next_tile = more ? tile : tile + static_cast<int>(gridDim.y);
       if (next_tile < num_tiles) load_weights(next_tile, more ? unit + kWarps : warp);
     }
 
@@ -171,7 +171,7 @@ cudaError_t launch_gemv(const Int8LinearParams& params, const LinearPlan& plan,
                           ? int8_linear_gemv_kernel<__half, kTile>
                           : int8_linear_gemv_kernel<__nv_bfloat16, kTile>;
   const auto rows = static_cast<unsigned>(ceil_div(params.m, kShape.block_m));
-  const dim3 grid(static_cast<unsigned>(plan.num_blocks / rows), rows);
+  const dim3 grid(rows, static_cast<unsigned>(plan.num_blocks / rows));
   kernel<<<grid, 32 * kShape.num_warps, 0, stream>>>(params);
   return cudaGetLastError();
 }
