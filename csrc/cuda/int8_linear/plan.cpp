@@ -114,7 +114,8 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
       (card.shared_memory_per_block + kSharedReserved) / (plan.shared_bytes + kSharedReserved), 1,
       plan.num_warps >= 8 ? (tile.block_m >= 128 ? 1 : 2) : 2);
   // Clocks of one block alone on a multiprocessor: the larger of its products and its shared-memory
-  // traffic; two blocks overlap what each leaves idle.
+  // traffic; where two are there, each overlaps what
+  // the other leaves idle.
   const double block_k =
       static_cast<double>(ceil_div(ceil_div(p.k, plan.block_k), splits)) * plan.block_k;
   const double products = block_k * tile.block_m * tile.block_n / rates.mma;
@@ -123,9 +124,9 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
       block_k *
       (tile.warps_m * tile.warps_n * (2 * warp_m + warp_n) + 2 * tile.block_m + tile.block_n) /
       rates.shared_bytes;
-  const double fill = resident >= 2 || plan.num_warps >= 8 ? 1.15 : 1.25;
-  const double block = std::max(products, shared) * fill;
   const double per_sm = static_cast<double>(ceil_div(plan.num_blocks, card.sm_count));
+  const double fill = (resident >= 2 && per_sm >= 2) || plan.num_warps >= 8 ? 1.15 : 1.7;
+  const double block = std::max(products, shared) * fill;
   const double memory = weight_bytes(p) + 2.0 * p.m * p.k + 2.0 * p.m * p.n;
   const double partials =
       splits > 1 ? 8.0 * static_cast<double>(plan.num_blocks) * tile.block_m * tile.block_n : 0.0;

@@ -1,0 +1,165 @@
+"""Every CUDA kernel that is instantiated is run by name, none is reached only by luck.
+
+A case names a kernel by what its plan says. The smallest of a few problems whose plan, on the card
+at hand, is that kernel is run and compared; a card on which none is fails the test.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from checking import attend_checked, linear_checked, make_qkv, quantised, randn
+from torch import Tensor
+
+import flashint8
+
+DTYPES = [torch.float16, torch.bfloat16]
+# (head_dim, block_m) of the prefill kernels
+PREFILL = [(32, 64), (64, 16), (64, 32), (64, 64), (64, 128), (96, 64)]
+PREFILL += [(128, 16), (128, 32), (128, 64), (128, 128), (256, 64)]
+# (head_dim, 16-byte loads) of the decode kernels
+DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
+# (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm
+GEMV = [(8, 16), (8, 8), (16, 8), (32, 8)]
+GEMM = [(32, 64), (32, 128), (64, 64), (128, 128)]
+
+
+def find(
+    candidates: Iterator[Any], plan_of: Callable[[Any], Any], wanted: Callable[..., bool]
+) -> Any:
+    """The first candidate whose plan is the wanted one."""
+    for candidate in candidates:
+        if wanted(plan_of(candidate)):
+            return candidate
+    pytest.fail("no problem of those tried has this kernel's plan on this card")
+
+
+def meta_qkv(batch: int, heads: int, seq_q: int, seq_kv: int, dim: int) -> list[Tensor]:
+    sizes = [(batch, heads, n, dim) for n in (seq_q, seq_kv, seq_kv)]
+    return [torch.empty(size, dtype=torch.float16, device="meta") for size in sizes]
+
+
+def this_card() -> flashint8.Card:
+    properties = torch.cuda.get_device_properties(0)
+    return flashint8.Card(
+        compute_capability=10 * properties.major + properties.minor,
+        sm_count=properties.multi_processor_count,
+        shared_memory_per_block=properties.shared_memory_per_block_optin,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("head_dim", "block_m"), PREFILL)
+def test_prefill(cuda: str, head_dim: int, block_m: int, dtype: torch.dtype) -> None:
+    shapes = itertools.product((1, 2, 4, 16), (1, 4, 12), (100, 257, 640))
+    batch, heads, seq = find(
+        iter(sorted(shapes, key=lambda s: s[0] * s[1] * s[2] ** 2)),
+        lambda s: flashint8.explain(
+            "attention", *meta_qkv(s[0], s[1], s[2], s[2], head_dim), card=this_card()
+        ),
+        lambda plan: plan.kernel == "prefill" and plan.details["block_m"] == block_m,
+    )
+    q, k, v = make_qkv(batch, heads, heads, seq, seq, head_dim, dtype, cuda)
+    plan = flashint8.explain("attention", q, k, v)
+    assert (plan.details["head_dim"], plan.details["block_m"]) == (head_dim, block_m)
+    attend_checked(q, k, v)
+    attend_checked(q, k, v, window=70, softcap=20.0)
+
+
+@pytest.mark.parametrize("splits", [False, True], ids=["one split", "splits"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("head_dim", "vectorized"), DECODE)
+def test_decode(
+    cuda: str, head_dim: int, vectorized: bool, dtype: torch.dtype, splits: bool
+) -> None:
+    seq_kv = 1500 if splits else 40
+    q, k, v = make_qkv(2, 8, 2, 3, seq_kv, head_dim, dtype, cuda)
+    if not vectorized:  # rows an odd number of elements apart
+        k = torch.cat([k, k[..., :1]], dim=-1)[..., :head_dim]
+    plan = flashint8.explain("attention", q, k, v)
+    assert plan.kernel == "decode"
+    assert (plan.details["head_dim"], plan.details["vectorized"]) == (head_dim, vectorized)
+    assert (plan.details["num_splits"] > 1) == splits
+    attend_checked(q, k, v)
+    lengths = torch.tensor([seq_kv - 7, 5], dtype=torch.int32, device=cuda)
+    attend_checked(q, k, v, lengths, window=30)
+
+
+def run_linear(m: int, n: int, k: int, dtype: torch.dtype, device: str) -> None:
+    x = randn(m, k, dtype=dtype, device=device)
+    bias = randn(n, dtype=dtype, device=device)
+    linear_checked(x, *quantised(n, k, device), bias)
+
+
+def linear_problem(wanted: Callable[..., bool]) -> tuple[int, int, int]:
+    def plan_of(problem: tuple[int, int, int]) -> Any:
+        m, n, k = problem
+        x = torch.empty(m, k, dtype=torch.float16, device="meta")
+        weight = torch.empty(n, k, dtype=torch.int8, device="meta")
+        scale = torch.empty(n, dtype=torch.float32, device="meta")
+        return flashint8.explain("int8_linear", x, weight, scale, card=this_card())
+
+    problems = itertools.product(
+        (3, 12, 20, 40, 64, 100, 200, 400), (100, 1000, 4100, 11008), (200, 1104, 4112)
+    )
+    ordered = sorted(problems, key=lambda p: p[0] * p[1] * p[2])
+    return find(iter(ordered), plan_of, wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("block_m", "num_warps"), GEMV)
+def test_gemv(cuda: str, block_m: int, num_warps: int, dtype: torch.dtype) -> None:
+    problem = linear_problem(
+        lambda plan: (
+            plan.kernel == "gemv"
+            and (plan.details["block_m"], plan.details["num_warps"]) == (block_m, num_warps)
+        )
+    )
+    run_linear(*problem, dtype, cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gemv_unaligned(cuda: str, dtype: torch.dtype) -> None:
+    for m in (1, 33, 70):
+        x = randn(m, 77, dtype=dtype, device=cuda)
+        weight, scale = quantised(51, 77, cuda)
+        plan = flashint8.explain("int8_linear", x, weight, scale)
+        assert (plan.kernel, plan.details["vectorized"]) == ("gemv", False)
+        linear_checked(x, weight, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("block_m", "block_n"), GEMM)
+def test_gemm(cuda: str, block_m: int, block_n: int, dtype: torch.dtype) -> None:
+    problem = linear_problem(
+        lambda plan: (
+            plan.kernel == "gemm"
+            and (plan.details["block_m"], plan.details["block_n"]) == (block_m, block_n)
+        )
+    )
+    run_linear(*problem, dtype, cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gemm_with_splits(cuda: str, dtype: torch.dtype) -> None:
+    problem = linear_problem(lambda plan: plan.kernel == "gemm" and plan.details["num_splits"] > 1)
+    run_linear(*problem, dtype, cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_library_product_in_parts(cuda: str, dtype: torch.dtype) -> None:
+    """A weight that does not fit the scratch at once, and a partial last part."""
+    m, n, k = 520, 4500, 8200
+    card = this_card()
+    x = torch.empty(m, k, dtype=dtype, device="meta")
+    weight = torch.empty(n, k, dtype=torch.int8, device="meta")
+    scale = torch.empty(n, dtype=torch.float32, device="meta")
+    plan = flashint8.explain("int8_linear", x, weight, scale, card=card)
+    if plan.kernel != "library":
+        pytest.skip(f"sm_{card.compute_capability} multiplies with the gemm")
+    assert plan.details["num_blocks"] > 1
+    run_linear(m, n, k, dtype, cuda)
