@@ -12,6 +12,7 @@
 #include "flashint8/build_info.h"
 #include "flashint8/cpu.h"
 #include "flashint8/plan.h"
+#include "flashint8/targets.h"
 
 namespace py = pybind11;
 
@@ -68,7 +69,12 @@ Card make_card(const char* op, int compute_capability, int sm_count, int shared_
   require(op, "compute_capability", compute_capability, 1);
   require(op, "sm_count", sm_count, 1);
   require(op, "shared_memory_per_block", shared_memory_per_block, 1);
-  return {compute_capability, sm_count, shared_memory_per_block};
+  // What the card would run of this build; where nothing was built for it, code of its own.
+  const int code = code_version(kCudaArchitectures, compute_capability);
+  return {.compute_capability = compute_capability,
+          .sm_count = sm_count,
+          .shared_memory_per_block = shared_memory_per_block,
+          .code = code > 0 ? code : compute_capability};
 }
 
 // A plan reads a pointer's alignment and nothing behind it.
@@ -144,6 +150,7 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
   fields["stages"] = plan.stages;
   fields["vectorized"] = plan.vectorized;
   fields["num_splits"] = plan.num_splits;
+  fields["cluster"] = plan.cluster;
   fields["num_blocks"] = plan.num_blocks;
   fields["shared_bytes"] = plan.shared_bytes;
   fields["workspace_bytes"] = plan.workspace_bytes;

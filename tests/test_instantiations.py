@@ -116,6 +116,7 @@ def test_gemv(cuda: str, block_m: int, num_warps: int, dtype: torch.dtype) -> No
     problem = linear_problem(
         lambda plan: (
             plan.kernel == "gemv"
+            and plan.details["vectorized"]
             and (plan.details["block_m"], plan.details["num_warps"]) == (block_m, num_warps)
         )
     )

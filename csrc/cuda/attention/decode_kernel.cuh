@@ -13,6 +13,7 @@
 // in a long cache still uses every split.
 #pragma once
 
+#include "../device/cluster.cuh"
 #include "../device/dependent_launch.cuh"
 #include "../device/ldmatrix.cuh"
 #include "../device/mma.cuh"
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
   const AttentionParams& params = args.params;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const int num_warps = blockDim.x / 32;
+  const int num_warps = args.num_warps;  // from constant memory: no register is left to hold it
   const int seq_len_q = static_cast<int>(params.seq_len_q);
   const int head_dim = static_cast<int>(params.head_dim);
 
@@ -111,8 +112,6 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
   const int high_query = one_head ? first_row + num_rows - 1 : seq_len_q - 1;
   const int key_begin = bounds.begin(low_query);
   const int key_end = bounds.end(high_query);
-  const int all_begin = bounds.begin(high_query);
-  const int all_end = bounds.end(low_query);
   const int tile0 = key_begin / Traits::kKeys;
   const int num_tiles =
       key_end > key_begin ? (key_end + Traits::kKeys - 1) / Traits::kKeys - tile0 : 0;
@@ -145,6 +144,8 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
       shared_address(shared) + num_warps * (Traits::kWarpBytes + Traits::kRows * 8);
   if (threadIdx.x == 0) {
     write_bounds(block_bounds, bounds.first, bounds.last, bounds.diagonal, bounds.window);
+    write_bounds(block_bounds + 16, key_begin, key_end, bounds.begin(high_query),
+                 bounds.end(low_query));
   }
   __syncthreads();
 
@@ -195,7 +196,8 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
     }
     if (needs_transform(params)) transform_scores(s, params);
     const int key = tile * Traits::kKeys;
-    if (key < all_begin || key + Traits::kKeys > all_end) {
+    const WarpKeys seen = read_warp_keys(block_bounds + 16);
+    if (key < seen.all_begin || key + Traits::kKeys > seen.all_end) {
       mask_scores(s, read_key_bounds(block_bounds), key, query_of_row);
     }
     state.update_max(s, multiplier, o);
@@ -241,53 +243,63 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
                               Traits::kHeadDim};
   auto* workspace = static_cast<float*>(params.workspace);
   constexpr int kPairs = Traits::kHeadDim / 2;
+  const auto row_index = [&](int row) {
+    return (batch * params.num_heads + head_of_row(row)) * seq_len_q + query_of_row(row);
+  };
+  const auto write_output = [&](int row, int column, const MergedPair& merged) {
+    const float inverse = inverse_sum(merged.sum);
+    if (column < head_dim) {
+      T* out = static_cast<T*>(params.out) + batch * params.out_stride.batch +
+               head_of_row(row) * params.out_stride.head +
+               query_of_row(row) * params.out_stride.seq + column;
+      *reinterpret_cast<uint32_t*>(out) = pack2<T>(merged.x.x * inverse, merged.x.y * inverse);
+    }
+    if (column == 0 && params.lse != nullptr) {
+      params.lse[row_index(row)] = log_sum_exp(merged.top, merged.sum);
+    }
+  };
+  const auto pair_of_warp = [&](int w, int row, int column) {
+    return reinterpret_cast<float2*>(shared + w * Traits::kWarpBytes +
+                                     (row * Traits::kMergeStride + column) * 4);
+  };
+  auto* merged_states =
+      reinterpret_cast<float2*>(shared + num_warps * (Traits::kWarpBytes + Traits::kRows * 8) + 32);
   for (int i = threadIdx.x; i < num_rows * kPairs; i += blockDim.x) {
     const int row = i / kPairs;
     const int column = 2 * (i % kPairs);
-    // Unrolled over the most warps there can be, so that the reads overlap.
-    float2 part[Traits::kMaxWarps];
-    float2 x[Traits::kMaxWarps];
-#pragma unroll
-    for (int w = 0; w < Traits::kMaxWarps; ++w) {
-      if (w >= num_warps) break;
-      part[w] = states[w * Traits::kRows + row];
-      x[w] = *reinterpret_cast<const float2*>(shared + w * Traits::kWarpBytes +
-                                              (row * Traits::kMergeStride + column) * 4);
+    const MergedPair merged = merge_pairs<Traits::kMaxWarps>(
+        num_warps, [&](int w) { return states[w * Traits::kRows + row]; },
+        [&](int w) { return *pair_of_warp(w, row, column); });
+    if (args.num_splits == 1) {
+      write_output(row, column, merged);
+      continue;
     }
-    float top = kNoMaximum;
-#pragma unroll
-    for (int w = 0; w < Traits::kMaxWarps; ++w) {
-      if (w < num_warps) top = fmaxf(top, part[w].x);
+    float2* state_out = merged_states + row;
+    float2* pair_out = pair_of_warp(0, row, column);  // read by this thread alone
+    if (!args.cluster) {
+      state_out = reinterpret_cast<float2*>(workspace + partial.state(split, row_index(row)));
+      pair_out =
+          reinterpret_cast<float2*>(workspace + partial.output(split, row_index(row)) + column);
     }
-    float sum = 0.0f, x0 = 0.0f, x1 = 0.0f;
-#pragma unroll
-    for (int w = 0; w < Traits::kMaxWarps; ++w) {
-      if (w >= num_warps) break;
-      const float weight = exp2_approx(part[w].x - top);
-      sum += weight * part[w].y;
-      x0 += weight * x[w].x;
-      x1 += weight * x[w].y;
-    }
-    const int head = head_of_row(row);
-    const int query = query_of_row(row);
-    const int64_t global_row = (batch * params.num_heads + head) * seq_len_q + query;
-    if (args.num_splits > 1) {
-      if (column == 0) {
-        *reinterpret_cast<float2*>(workspace + partial.state(split, global_row)) =
-            make_float2(top, sum);
-      }
-      *reinterpret_cast<float2*>(workspace + partial.output(split, global_row) + column) =
-          make_float2(x0, x1);
-    } else {
-      const float inverse = inverse_sum(sum);
-      if (column < head_dim) {
-        T* out = static_cast<T*>(params.out) + batch * params.out_stride.batch +
-                 head * params.out_stride.head + query * params.out_stride.seq + column;
-        *reinterpret_cast<uint32_t*>(out) = pack2<T>(x0 * inverse, x1 * inverse);
-      }
-      if (column == 0 && params.lse != nullptr) params.lse[global_row] = log_sum_exp(top, sum);
-    }
+    if (column == 0) *state_out = make_float2(merged.top, merged.sum);
+    *pair_out = merged.x;
   }
+  if (!args.cluster) return;
+
+  // The splits are the blocks of a cluster: each merges its share of the rows, in split order.
+  cluster_barrier();
+  for (int i = split * blockDim.x + threadIdx.x; i < num_rows * kPairs;
+       i += args.num_splits * blockDim.x) {
+    const int row = i / kPairs;
+    const int column = 2 * (i % kPairs);
+    const uint32_t state_address = shared_address(merged_states + row);
+    const uint32_t pair_address = shared_address(pair_of_warp(0, row, column));
+    write_output(row, column,
+                 merge_pairs<kMaxCluster>(
+                     args.num_splits, [&](int s) { return load_cluster_float2(state_address, s); },
+                     [&](int s) { return load_cluster_float2(pair_address, s); }));
+  }
+  cluster_barrier();  // nobody leaves while its shared memory is read
 }
 
 }  // namespace flashint8::cuda

@@ -217,6 +217,40 @@ struct SoftmaxState {
   }
 };
 
+// Parts of one row's softmax, merged: the common maximum, the sum, and two adjacent outputs.
+struct MergedPair {
+  float top;
+  float sum;
+  float2 x;
+};
+
+// Merges `count` <= kMost parts in their order. state(i) is part i's maximum and sum, pair(i) its
+// two outputs; unrolled, so that the reads overlap.
+template <int kMost, typename State, typename Pair>
+__device__ __forceinline__ MergedPair merge_pairs(int count, State state, Pair pair) {
+  float2 states[kMost], pairs[kMost];
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    if (i >= count) break;
+    states[i] = state(i);
+    pairs[i] = pair(i);
+  }
+  MergedPair merged{kNoMaximum, 0.0f, {0.0f, 0.0f}};
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    if (i < count) merged.top = fmaxf(merged.top, states[i].x);
+  }
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    if (i >= count) break;
+    const float weight = exp2_approx(states[i].x - merged.top);
+    merged.sum += weight * states[i].y;
+    merged.x.x += weight * pairs[i].x;
+    merged.x.y += weight * pairs[i].y;
+  }
+  return merged;
+}
+
 // What a row's outputs are multiplied with at the end: 0 where it saw no key; a NaN stays one.
 __device__ __forceinline__ float inverse_sum(float row_sum) {
   return row_sum == 0.0f ? 0.0f : 1.0f / row_sum;

@@ -25,7 +25,8 @@ struct AttentionPlan {
   int variant = 0;         // prefill: row of kPrefillVariants
   int pack = 1;            // decode: query heads of a KV head that share a block
   int num_splits = 1;      // decode: blocks that share one row's keys
-  bool overlapped_combine = false;  // decode: the merge of the splits is launched while they run
+  bool cluster = false;    // decode: the splits are the blocks of a cluster, and merge there
+  bool overlapped_combine = false;  // decode: else the merge is launched while the splits run
   int64_t num_blocks = 0;
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;

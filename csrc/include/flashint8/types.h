@@ -14,6 +14,7 @@ struct Card {
   int compute_capability = 0;       // 10 * major + minor: 86, 89, 90, ...
   int sm_count = 0;                 // streaming multiprocessors
   int shared_memory_per_block = 0;  // opt-in limit of dynamic shared memory, bytes
+  int code = 0;                     // version of the built code that it runs, as 80 or 90
 };
 
 // Runs fn(begin, end, context) over [0, count) in chunks of at least `grain`, on several threads.
