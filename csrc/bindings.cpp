@@ -150,7 +150,6 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
   fields["stages"] = plan.stages;
   fields["vectorized"] = plan.vectorized;
   fields["num_splits"] = plan.num_splits;
-  fields["cluster"] = plan.cluster;
   fields["num_blocks"] = plan.num_blocks;
   fields["shared_bytes"] = plan.shared_bytes;
   fields["workspace_bytes"] = plan.workspace_bytes;

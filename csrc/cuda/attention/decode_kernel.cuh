@@ -13,7 +13,6 @@
 // in a long cache still uses every split.
 #pragma once
 
-#include "../device/cluster.cuh"
 #include "../device/dependent_launch.cuh"
 #include "../device/ldmatrix.cuh"
 #include "../device/mma.cuh"
@@ -243,63 +242,36 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
                               Traits::kHeadDim};
   auto* workspace = static_cast<float*>(params.workspace);
   constexpr int kPairs = Traits::kHeadDim / 2;
-  const auto row_index = [&](int row) {
-    return (batch * params.num_heads + head_of_row(row)) * seq_len_q + query_of_row(row);
-  };
-  const auto write_output = [&](int row, int column, const MergedPair& merged) {
-    const float inverse = inverse_sum(merged.sum);
-    if (column < head_dim) {
-      T* out = static_cast<T*>(params.out) + batch * params.out_stride.batch +
-               head_of_row(row) * params.out_stride.head +
-               query_of_row(row) * params.out_stride.seq + column;
-      *reinterpret_cast<uint32_t*>(out) = pack2<T>(merged.x.x * inverse, merged.x.y * inverse);
-    }
-    if (column == 0 && params.lse != nullptr) {
-      params.lse[row_index(row)] = log_sum_exp(merged.top, merged.sum);
-    }
-  };
-  const auto pair_of_warp = [&](int w, int row, int column) {
-    return reinterpret_cast<float2*>(shared + w * Traits::kWarpBytes +
-                                     (row * Traits::kMergeStride + column) * 4);
-  };
-  auto* merged_states =
-      reinterpret_cast<float2*>(shared + num_warps * (Traits::kWarpBytes + Traits::kRows * 8) + 32);
   for (int i = threadIdx.x; i < num_rows * kPairs; i += blockDim.x) {
     const int row = i / kPairs;
     const int column = 2 * (i % kPairs);
     const MergedPair merged = merge_pairs<Traits::kMaxWarps>(
         num_warps, [&](int w) { return states[w * Traits::kRows + row]; },
-        [&](int w) { return *pair_of_warp(w, row, column); });
-    if (args.num_splits == 1) {
-      write_output(row, column, merged);
+        [&](int w) {
+          return *reinterpret_cast<const float2*>(shared + w * Traits::kWarpBytes +
+                                                  (row * Traits::kMergeStride + column) * 4);
+        });
+    const int head = head_of_row(row);
+    const int query = query_of_row(row);
+    const int64_t global_row = (batch * params.num_heads + head) * seq_len_q + query;
+    if (args.num_splits > 1) {
+      if (column == 0) {
+        *reinterpret_cast<float2*>(workspace + partial.state(split, global_row)) =
+            make_float2(merged.top, merged.sum);
+      }
+      *reinterpret_cast<float2*>(workspace + partial.output(split, global_row) + column) = merged.x;
       continue;
     }
-    float2* state_out = merged_states + row;
-    float2* pair_out = pair_of_warp(0, row, column);  // read by this thread alone
-    if (!args.cluster) {
-      state_out = reinterpret_cast<float2*>(workspace + partial.state(split, row_index(row)));
-      pair_out =
-          reinterpret_cast<float2*>(workspace + partial.output(split, row_index(row)) + column);
+    if (column < head_dim) {
+      const float inverse = inverse_sum(merged.sum);
+      T* out = static_cast<T*>(params.out) + batch * params.out_stride.batch +
+               head * params.out_stride.head + query * params.out_stride.seq + column;
+      *reinterpret_cast<uint32_t*>(out) = pack2<T>(merged.x.x * inverse, merged.x.y * inverse);
     }
-    if (column == 0) *state_out = make_float2(merged.top, merged.sum);
-    *pair_out = merged.x;
+    if (column == 0 && params.lse != nullptr) {
+      params.lse[global_row] = log_sum_exp(merged.top, merged.sum);
+    }
   }
-  if (!args.cluster) return;
-
-  // The splits are the blocks of a cluster: each merges its share of the rows, in split order.
-  cluster_barrier();
-  for (int i = split * blockDim.x + threadIdx.x; i < num_rows * kPairs;
-       i += args.num_splits * blockDim.x) {
-    const int row = i / kPairs;
-    const int column = 2 * (i % kPairs);
-    const uint32_t state_address = shared_address(merged_states + row);
-    const uint32_t pair_address = shared_address(pair_of_warp(0, row, column));
-    write_output(row, column,
-                 merge_pairs<kMaxCluster>(
-                     args.num_splits, [&](int s) { return load_cluster_float2(state_address, s); },
-                     [&](int s) { return load_cluster_float2(pair_address, s); }));
-  }
-  cluster_barrier();  // nobody leaves while its shared memory is read
 }
 
 }  // namespace flashint8::cuda

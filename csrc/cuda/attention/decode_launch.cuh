@@ -42,19 +42,9 @@ cudaError_t launch_decode(const AttentionParams& params, const AttentionPlan& pl
   args.num_warps = plan.num_warps;
   const int64_t blocks =
       args.num_splits * args.num_m_blocks * params.batch * params.num_heads / plan.pack;
-  args.cluster = plan.cluster ? 1 : 0;
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(args.num_splits), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(32 * plan.num_warps);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = plan.cluster ? 1 : 0;
-  const cudaError_t launched = cudaLaunchKernelEx(&config, kKernel, args);
-  if (launched != cudaSuccess || args.num_splits == 1 || plan.cluster) return launched;
+  kKernel<<<static_cast<unsigned>(blocks), 32 * plan.num_warps, shared_bytes, stream>>>(args);
+  const cudaError_t launched = cudaGetLastError();
+  if (launched != cudaSuccess || args.num_splits == 1) return launched;
   return launch_combine<T, kHeadDim>(args, plan.overlapped_combine, stream);
 }
 

@@ -26,7 +26,6 @@ struct DecodeArgs {
   int num_m_blocks;  // blocks of 16 rows for pack heads
   int num_splits;
   int num_warps;
-  int cluster;  // not 0: the splits of a row block are one cluster
 };
 
 }  // namespace flashint8::cuda

@@ -11,7 +11,6 @@ namespace {
 constexpr int64_t kMaxWorkspaceBytes = int64_t{8} << 20;
 constexpr int kMaxSplits = 128;
 constexpr int kDecodeWarps = 4;
-constexpr int64_t kClusterKeys = 1024;  // of a split
 // Fewer queries than this go to the decode kernel, with the heads of a KV head packed together.
 constexpr int64_t kPackBelow = 16;
 // A cache this long is worth splitting over blocks when the prefill grid leaves the chip half
@@ -35,9 +34,9 @@ bool all_aligned(const AttentionParams& p) {
 
 // The number of splits that fills whole rounds of one block a multiprocessor best: the smallest
 // within 15% of the best, so that the merge stays small. A split has a tile for each warp at least.
-int choose_splits(int64_t blocks, int64_t tiles, int num_warps, int max_splits,
-                  int64_t bytes_per_split, const Card& card) {
-  int64_t most = std::min<int64_t>(max_splits, ceil_div(tiles, num_warps));
+int choose_splits(int64_t blocks, int64_t tiles, int num_warps, int64_t bytes_per_split,
+                  const Card& card) {
+  int64_t most = std::min<int64_t>(kMaxSplits, ceil_div(tiles, num_warps));
   most = std::max<int64_t>(1, std::min(most, kMaxWorkspaceBytes / bytes_per_split));
   const auto efficiency = [&](int64_t splits) {
     const double rounds = static_cast<double>(blocks * splits) / card.sm_count;
@@ -77,17 +76,11 @@ AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vecto
   const int64_t rows = p.batch * p.num_heads * p.seq_len_q;
   const int64_t bytes_per_split = rows * (plan.head_dim + 2) * 4;
   const int64_t tiles = std::max<int64_t>(1, ceil_div(p.seq_len_kv, plan.block_n));
-  // Up to so many keys, eight splits that merge in their cluster beat more splits and a second
-  // launch.
-  const bool clusters = card.code >= 90 && p.seq_len_kv <= kMaxCluster * kClusterKeys;
-  plan.num_splits = choose_splits(blocks, tiles, plan.num_warps,
-                                  clusters ? kMaxCluster : kMaxSplits, bytes_per_split, card);
-  plan.cluster = clusters && plan.num_splits > 1;
-  plan.overlapped_combine = card.code >= 90 && plan.num_splits > 1 && !plan.cluster;
+  plan.num_splits = choose_splits(blocks, tiles, plan.num_warps, bytes_per_split, card);
+  plan.overlapped_combine = card.code >= 90 && plan.num_splits > 1;
   plan.num_blocks = blocks * plan.num_splits;
   plan.shared_bytes = decode_shared_bytes(plan.head_dim, plan.num_warps);
-  plan.workspace_bytes =
-      plan.num_splits > 1 && !plan.cluster ? bytes_per_split * plan.num_splits : 0;
+  plan.workspace_bytes = plan.num_splits > 1 ? bytes_per_split * plan.num_splits : 0;
   return plan;
 }
 

@@ -50,7 +50,6 @@ constexpr int kDecodeHeadDims[] = {64, 128, 256};
 constexpr int kDecodeRows = 16;
 constexpr int kDecodeStages = 3;
 constexpr int kDecodeMaxWarps = 8;
-constexpr int kMaxCluster = 8;  // what every card with clusters takes
 constexpr int decode_keys(int head_dim) { return head_dim <= 64 ? 32 : 16; }
 constexpr int decode_warp_bytes(int head_dim) {
   return kDecodeStages * 2 * decode_keys(head_dim) * head_dim * 2;
@@ -58,7 +57,7 @@ constexpr int decode_warp_bytes(int head_dim) {
 // A ring for each warp, each warp's softmax states, the bounds of the block's keys, and the states
 // of the rows, merged.
 constexpr int decode_shared_bytes(int head_dim, int num_warps) {
-  return num_warps * (decode_warp_bytes(head_dim) + kDecodeRows * 8) + 32 + kDecodeRows * 8;
+  return num_warps * (decode_warp_bytes(head_dim) + kDecodeRows * 8) + 32;
 }
 
 }  // namespace flashint8

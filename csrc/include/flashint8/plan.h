@@ -25,8 +25,7 @@ struct AttentionPlan {
   int variant = 0;         // prefill: row of kPrefillVariants
   int pack = 1;            // decode: query heads of a KV head that share a block
   int num_splits = 1;      // decode: blocks that share one row's keys
-  bool cluster = false;    // decode: the splits are the blocks of a cluster, and merge there
-  bool overlapped_combine = false;  // decode: else the merge is launched while the splits run
+  bool overlapped_combine = false;  // decode: the merge is launched while the splits run
   int64_t num_blocks = 0;
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;
