@@ -58,7 +58,9 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const RowSource<T>& sou
   const T* pointer = source.base + (row0 + first_row) * source.stride + chunk * 8;
   const int64_t step = kRowsPerPass * source.stride;
   constexpr int kPasses = (kRows + kRowsPerPass - 1) / kRowsPerPass;
-#pragma unroll(!kVectorized ? 1 : kPasses < 4 ? kPasses : 4)
+  // Addresses kept ahead cost registers, of which a head_dim of 256 has none to spare.
+  constexpr int kUnroll = !kVectorized ? 1 : kHeadDim == 256 ? 2 : 4;
+#pragma unroll(kUnroll)
   for (int pass = 0; pass < kPasses; ++pass) {
     const int r = first_row + pass * kRowsPerPass;
     if (kRows % kRowsPerPass != 0 && r >= kRows) break;
