@@ -59,7 +59,7 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const RowSource<T>& sou
   const int64_t step = kRowsPerPass * source.stride;
   constexpr int kPasses = (kRows + kRowsPerPass - 1) / kRowsPerPass;
   // Addresses kept ahead cost registers, of which a head_dim of 256 has none to spare.
-  constexpr int kUnroll = !kVectorized ? 1 : kHeadDim == 256 ? 2 : 4;
+  constexpr int kUnroll = !kVectorized ? 1 : kHeadDim == 256 ? 2 : kPasses;
 #pragma unroll(kUnroll)
   for (int pass = 0; pass < kPasses; ++pass) {
     const int r = first_row + pass * kRowsPerPass;
