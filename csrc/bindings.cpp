@@ -157,7 +157,7 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
 }
 
 py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dtype,
-                          bool vectorized, int compute_capability, int sm_count,
+                          bool vectorized, bool plain_rows, int compute_capability, int sm_count,
                           int shared_memory_per_block) {
   constexpr char kOp[] = "int8_linear";
   require(kOp, "m", m, 1);
@@ -172,6 +172,7 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
   params.out = const_cast<void*>(address(vectorized));
   params.x_rows.size[3] = m;
   params.x_rows.stride[3] = k;
+  if (!plain_rows) params.x_rows.size[2] = 2;  // rows in two runs, or more
   params.weight_stride = k;
   params.m = m;
   params.n = n;
@@ -213,8 +214,8 @@ PYBIND11_MODULE(_C, module) {
              arg("compute_capability"), arg("sm_count"), arg("shared_memory_per_block"),
              "The CUDA kernel, tile and splits of an attention call, as a dict.");
   module.def("int8_linear_plan", &int8_linear_plan, py::kw_only(), arg("m"), arg("n"), arg("k"),
-             arg("dtype"), arg("vectorized") = true, arg("compute_capability"), arg("sm_count"),
-             arg("shared_memory_per_block"),
+             arg("dtype"), arg("vectorized") = true, arg("plain_rows") = true,
+             arg("compute_capability"), arg("sm_count"), arg("shared_memory_per_block"),
              "The CUDA kernel, tile and splits of an int8_linear call, as a dict.");
 }
 

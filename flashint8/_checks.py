@@ -4,6 +4,7 @@ They mirror csrc/ops, message for message and in the same order; the eager path 
 All raise ValueError.
 """
 
+import ctypes
 import math
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
+SMALLEST_FLOAT32 = 2.0**-126  # that is normal
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -75,6 +77,21 @@ def _check_head_dim(head_dim: int, device_type: str) -> None:
         raise ValueError(f"attention: head_dim must be a multiple of 8 on CUDA, got {head_dim}")
 
 
+def _check_scale_and_softcap(scale: float, softcap: float) -> None:
+    """Both are used in float32."""
+    cap = ctypes.c_float(softcap).value
+    if not (softcap >= 0 and math.isfinite(cap)):
+        raise ValueError(f"attention: softcap must be finite and at least 0, got {softcap:g}")
+    if not math.isfinite(ctypes.c_float(scale).value):
+        raise ValueError(f"attention: scale must be finite, got {scale:g}")
+    if softcap > 0 and (
+        cap < SMALLEST_FLOAT32 or not math.isfinite(ctypes.c_float(scale / cap).value)
+    ):
+        raise ValueError(
+            f"attention: scale / softcap must be finite in float32, got {scale:g} / {softcap:g}"
+        )
+
+
 def _check_options(causal: int, window: int, softcap: float, scale: float | None) -> None:
     if causal not in (0, 1, 2):
         raise ValueError(f"attention: causal must be 0, 1 or 2, got {causal}")
@@ -82,10 +99,7 @@ def _check_options(causal: int, window: int, softcap: float, scale: float | None
         raise ValueError(f"attention: window must be -1 or positive, got {window}")
     if window > 0 and causal == 0:
         raise ValueError("attention: window needs causal 1 or 2, got causal 0")
-    if not 0 <= softcap < math.inf:
-        raise ValueError(f"attention: softcap must be finite and at least 0, got {softcap:g}")
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"attention: scale must be finite, got {scale:g}")
+    _check_scale_and_softcap(1.0 if scale is None else scale, softcap)
 
 
 def check_attention(

@@ -206,3 +206,19 @@ def test_empty(device: str, empty: str) -> None:
             assert out.count_nonzero() == 0
             assert lse.shape == q.shape[:3]
             assert bool((lse == -math.inf).all())
+
+
+@pytest.mark.parametrize("window", [265, 2**31, 2**62, 2**63 - 100, 2**63 - 1])
+def test_window_wider_than_everything_is_none(device: str, window: int) -> None:
+    for dtype in dtypes_on(device):
+        q, k, v = make_qkv(1, 2, 1, 200, 65, 16, dtype, device)
+        want = attend(q, k, v)
+        assert_same_bits(attend(q, k, v, window=window), want, f"window {window} {dtype}")
+
+
+@pytest.mark.parametrize("softcap", [1.0, 30.0, 300.0, 1e4, 1e7, 1e30])
+def test_softcap_of_any_size(device: str, softcap: float) -> None:
+    """Small scores under a large cap keep their digits."""
+    for dtype in dtypes_on(device):
+        q, k, v = make_qkv(1, 2, 2, 70, 70, 32, dtype, device)
+        attend_checked(q, k, v, softcap=softcap)

@@ -109,6 +109,12 @@ ATTENTION = {
     "softcap negative": ({"softcap": -1.5}, "softcap must be finite and at least 0, got -1.5"),
     "softcap inf": ({"softcap": math.inf}, "softcap must be finite and at least 0, got inf"),
     "softcap nan": ({"softcap": math.nan}, "softcap must be finite and at least 0, got nan"),
+    "softcap past float32": ({"softcap": 1e39}, "softcap must be finite and at least 0, got 1e+39"),
+    "softcap under float32": (
+        {"softcap": 1e-46, "scale": 2.0},
+        "scale / softcap must be finite in float32, got 2 / 1e-46",
+    ),
+    "scale past float32": ({"scale": -1e39}, "scale must be finite, got -1e+39"),
     "scale inf": ({"scale": math.inf}, "scale must be finite, got inf"),
     "scale nan": ({"scale": math.nan}, "scale must be finite, got nan"),
 }

@@ -30,6 +30,10 @@ FLASHINT8_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c);
 FLASHINT8_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 FLASHINT8_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 FLASHINT8_INLINE Vec abs(Vec a) { return _mm256_andnot_ps(set1(-0.0f), a); }
+// a < b ? x : y
+FLASHINT8_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 FLASHINT8_INLINE Vec round_even(Vec a) {
   return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

@@ -34,6 +34,10 @@ FLASHINT8_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c);
 FLASHINT8_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 FLASHINT8_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 FLASHINT8_INLINE Vec abs(Vec a) { return _mm512_abs_ps(a); }
+// a < b ? x : y
+FLASHINT8_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
 FLASHINT8_INLINE Vec round_even(Vec a) {
   return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }

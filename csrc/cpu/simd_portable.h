@@ -25,6 +25,8 @@ FLASHINT8_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 FLASHINT8_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 FLASHINT8_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 FLASHINT8_INLINE Vec abs(Vec a) { return (Vec)((UintVec)a & 0x7fffffffu); }
+// a < b ? x : y
+FLASHINT8_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) { return a < b ? x : y; }
 // |a| < 2^22. The addition rounds to an integer, half to even.
 FLASHINT8_INLINE Vec round_even(Vec a) {
   const Vec magic = set1(12582912.0f);  // 1.5 * 2^23

@@ -25,12 +25,18 @@ FLASHINT8_INLINE Vec exp2(Vec x) {
   return scale_by_power(p, n);
 }
 
-// 1 - 2 / (e^2x + 1); absolute error 1e-7.
+// 1 - 2 / (e^2x + 1), and for small x, where that loses its leading digits, the odd series to x^7.
+// Relative error 5e-7.
 FLASHINT8_INLINE Vec tanh(Vec x) {
   const Vec limit = set1(15.0f);  // tanh is 1 in fp32 from 9.01
-  x = min(limit, max(sub(zero(), limit), x));
-  const Vec e = exp2(mul(x, set1(2.0f * kLog2e)));
-  return sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
+  const Vec bounded = min(limit, max(sub(zero(), limit), x));
+  const Vec e = exp2(mul(bounded, set1(2.0f * kLog2e)));
+  const Vec large = sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
+  const Vec square = mul(x, x);
+  Vec series = fma(square, set1(-17.0f / 315.0f), set1(2.0f / 15.0f));
+  series = fma(square, series, set1(-1.0f / 3.0f));
+  const Vec small = fma(mul(x, square), series, x);
+  return select_less(abs(x), set1(0.25f), small, large);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 #include "attention_args.h"
 
+#include <climits>
 #include <cmath>
+#include <cstdint>
 
 namespace flashint8::ops {
 namespace {
@@ -29,6 +31,31 @@ void check_head_dim(const TensorView& q) {
   }
   if (is_cuda(q) && head_dim % 8 != 0) {
     fail("attention: head_dim must be a multiple of 8 on CUDA, got ", head_dim);
+  }
+}
+
+double default_scale(int64_t head_dim) { return 1.0 / std::sqrt(static_cast<double>(head_dim)); }
+
+// Both are used in float32.
+void check_scale_and_softcap(double scale, double softcap) {
+  const auto cap = static_cast<float>(softcap);
+  if (!(softcap >= 0) || !std::isfinite(cap)) {
+    fail("attention: softcap must be finite and at least 0, got ", softcap);
+  }
+  if (!std::isfinite(static_cast<float>(scale))) {
+    fail("attention: scale must be finite, got ", scale);
+  }
+  if (softcap > 0 && !(std::isnormal(cap) && std::isfinite(static_cast<float>(scale) / cap))) {
+    fail("attention: scale / softcap must be finite in float32, got ", scale, " / ", softcap);
+  }
+}
+
+// The CUDA kernels count keys and queries in 32 bits.
+void check_lengths(const TensorView& q, const TensorView& k) {
+  constexpr int64_t kMost = INT32_MAX - 1;
+  if (is_cuda(q) && q.sizes[2] + k.sizes[2] > kMost) {
+    fail("attention: queries and keys must be at most ", kMost, " together on CUDA, got ",
+         q.sizes[2], " and ", k.sizes[2]);
   }
 }
 
@@ -94,13 +121,11 @@ AttentionCall prepare_attention(const Tensor& q_tensor, const Tensor& k_tensor,
     fail("attention: q has ", q.sizes[1], " heads, not a multiple of k's ", k.sizes[1]);
   }
   check_head_dim(q);
+  check_lengths(q, k);
   if (causal < 0 || causal > 2) fail("attention: causal must be 0, 1 or 2, got ", causal);
   if (window != -1 && window <= 0) fail("attention: window must be -1 or positive, got ", window);
   if (window > 0 && causal == 0) fail("attention: window needs causal 1 or 2, got causal 0");
-  if (!(softcap >= 0) || !std::isfinite(softcap)) {
-    fail("attention: softcap must be finite and at least 0, got ", softcap);
-  }
-  if (scale && !std::isfinite(*scale)) fail("attention: scale must be finite, got ", *scale);
+  check_scale_and_softcap(scale.value_or(default_scale(q.sizes[3])), softcap);
 
   if (kv_lengths) {
     const TensorView t = view(*kv_lengths);
@@ -122,9 +147,10 @@ AttentionCall prepare_attention(const Tensor& q_tensor, const Tensor& k_tensor,
   p.seq_len_kv = k.sizes[2];
   p.head_dim = q.sizes[3];
   p.causal = static_cast<Causal>(causal);
-  p.window = window;
+  // Wider than every distance is none.
+  p.window = window >= q.sizes[2] + k.sizes[2] ? -1 : window;
   p.softcap = static_cast<float>(softcap);
-  p.scale = static_cast<float>(scale.value_or(1.0 / std::sqrt(static_cast<double>(p.head_dim))));
+  p.scale = static_cast<float>(scale.value_or(default_scale(p.head_dim)));
 
   int64_t out_strides[4];
   output_strides(q, out_strides);

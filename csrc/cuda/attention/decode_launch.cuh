@@ -42,6 +42,9 @@ cudaError_t launch_decode(const AttentionParams& params, const AttentionPlan& pl
   args.num_warps = plan.num_warps;
   const int64_t blocks =
       args.num_splits * args.num_m_blocks * params.batch * params.num_heads / plan.pack;
+  if (blocks > INT32_MAX || params.batch * params.num_heads * params.seq_len_q > INT32_MAX) {
+    return cudaErrorInvalidConfiguration;
+  }
   kKernel<<<static_cast<unsigned>(blocks), 32 * plan.num_warps, shared_bytes, stream>>>(args);
   const cudaError_t launched = cudaGetLastError();
   if (launched != cudaSuccess || args.num_splits == 1) return launched;

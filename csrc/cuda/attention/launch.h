@@ -5,6 +5,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 #include "flashint8/attention.h"
 #include "flashint8/plan.h"
 #include "variants.h"

@@ -19,6 +19,7 @@ cudaError_t launch_prefill(const AttentionParams& params, cudaStream_t stream) {
       static_cast<int>((params.seq_len_q + kVariant.block_m - 1) / kVariant.block_m);
   args.section = heads_per_section(params);
   const int64_t blocks = args.num_m_blocks * params.num_heads * params.batch;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   kKernel<<<static_cast<unsigned>(blocks), kVariant.threads(), kVariant.shared_bytes(), stream>>>(
       args);
   return cudaGetLastError();

@@ -15,8 +15,8 @@
 
 namespace flashint8::cuda {
 
-// Before any key: below every score that 16-bit inputs can give, and still finite, so that
-// differences with it are defined.
+// Before any key: finite, so that differences with it are defined, and below every score but those
+// of bf16 inputs near the end of their range.
 constexpr float kNoMaximum = -FLT_MAX / 2;
 
 // A row keeps its running maximum until a score passes it by more than this (base-2 logarithm):
@@ -37,8 +37,14 @@ __device__ __forceinline__ float logit_multiplier(const AttentionParams& p) {
   return needs_transform(p) ? 1.0f : p.scale * kLog2e;
 }
 
-// tanh with an error of about 1e-6: 1 - 2 / (exp(2x) + 1), exact in both limits.
+// tanh with a relative error of about 1e-6: 1 - 2 / (exp(2x) + 1), and for small x, where that
+// loses its leading digits, the odd series to x^7.
 __device__ __forceinline__ float tanh_fast(float x) {
+  const float square = x * x;
+  if (square < 0.0625f) {
+    const float series = fmaf(square, fmaf(square, -17.0f / 315.0f, 2.0f / 15.0f), -1.0f / 3.0f);
+    return fmaf(x * square, series, x);
+  }
   return 1.0f - __fdividef(2.0f, exp2_approx(2.8853900817779268f * fminf(x, 40.0f)) + 1.0f);
 }
 
