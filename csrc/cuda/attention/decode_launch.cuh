@@ -1,9 +1,9 @@
 // Launches the decode kernel, and the merge of its splits. Included by the instantiations only.
 #pragma once
 
+#include "../function_attributes.cuh"
 #include "combine_kernel.cuh"
 #include "decode_kernel.cuh"
-#include "function_attributes.cuh"
 #include "launch.h"
 
 namespace flashint8::cuda {

@@ -1,7 +1,7 @@
 // Launches one variant of the prefill kernel. Included by the instantiations only.
 #pragma once
 
-#include "function_attributes.cuh"
+#include "../function_attributes.cuh"
 #include "launch.h"
 #include "prefill_kernel.cuh"
 

@@ -29,9 +29,9 @@
 #include "../device/dequant.cuh"
 #include "../device/linear_ptx.cuh"
 #include "../device/mma.cuh"
+#include "../function_attributes.cuh"
 #include "epilogue.cuh"
 #include "flashint8/plan.h"
-#include "launch_util.cuh"
 #include "variants.h"
 
 namespace flashint8::cuda {
@@ -262,22 +262,25 @@ __global__ void __launch_bounds__(32 * gemm_warps(kGemmTiles[kTile]))
   }
 }
 
+template <typename T, int kTile>
+cudaError_t launch_gemm_of(const Int8LinearParams& params, const LinearPlan& plan,
+                           cudaStream_t stream) {
+  constexpr GemmTile kShape = kGemmTiles[kTile];
+  constexpr auto kKernel = &int8_linear_gemm_kernel<T, kTile>;
+  constexpr int kBytes = gemm_shared_bytes(kShape);
+  if (const cudaError_t error = allow_shared_memory<kKernel>(kBytes)) return error;
+  const dim3 grid(static_cast<unsigned>(plan.num_blocks / plan.num_splits),
+                  static_cast<unsigned>(plan.num_splits));
+  kKernel<<<grid, 32 * gemm_warps(kShape), kBytes, stream>>>(params);
+  return cudaGetLastError();
+}
+
 template <int kTile>
 cudaError_t launch_gemm(const Int8LinearParams& params, const LinearPlan& plan,
                         cudaStream_t stream) {
-  static SharedMemoryLimit limits[2];
-  constexpr GemmTile kShape = kGemmTiles[kTile];
-  const bool half = params.dtype == DType::kFloat16;
-  const auto kernel =
-      half ? int8_linear_gemm_kernel<__half, kTile> : int8_linear_gemm_kernel<__nv_bfloat16, kTile>;
-  constexpr int kBytes = gemm_shared_bytes(kShape);
-  if (const cudaError_t error = limits[half].raise(reinterpret_cast<const void*>(kernel), kBytes)) {
-    return error;
-  }
-  const dim3 grid(static_cast<unsigned>(plan.num_blocks / plan.num_splits),
-                  static_cast<unsigned>(plan.num_splits));
-  kernel<<<grid, 32 * gemm_warps(kShape), kBytes, stream>>>(params);
-  return cudaGetLastError();
+  return params.dtype == DType::kFloat16
+             ? launch_gemm_of<__half, kTile>(params, plan, stream)
+             : launch_gemm_of<__nv_bfloat16, kTile>(params, plan, stream);
 }
 
 }  // namespace flashint8::cuda
