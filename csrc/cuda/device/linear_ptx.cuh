@@ -22,20 +22,6 @@ __device__ __forceinline__ uint64_t l2_evict_normal_policy() {
   return policy;
 }
 
-// Copies `bytes` (0 to 16) to shared memory past L1 and fills the rest of the 16 with zeros; no
-// byte past `bytes` is read. Both addresses are 16-byte aligned.
-__device__ __forceinline__ void cp_async_16_part(uint32_t dst, const void* src, int bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes)
-               : "memory");
-}
-
-__device__ __forceinline__ void cp_async_16_part(uint32_t dst, const void* src, int bytes,
-                                                 uint64_t policy) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(dst),
-               "l"(src), "r"(bytes), "l"(policy)
-               : "memory");
-}
-
 // 16 bytes (kWhole) or the first `bytes` of them and zeros, from src + 16 * index. The address is
 // formed inside: left to itself the compiler keeps a 64-bit pointer for every copy of an unrolled
 // loop, and spills.
