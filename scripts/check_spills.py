@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Instantiations of the kernels that multiply, of one architecture. Merges and conversions are small.
+# Kernels that multiply, of one architecture. Merges and conversions are small.
 MANY_KERNELS = 50
 MULTIPLYING = re.compile(r"(prefill|decode|gemv|gemm)_kernel")
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
@@ -79,7 +79,7 @@ def main() -> int:
         print(f"check_spills: {architecture}: {len(ours)} kernels, at most {most} registers")
         multiplying = sum(bool(MULTIPLYING.search(k.name)) for k in ours)
         if multiplying > MANY_KERNELS:
-            print(f"check_spills: {architecture}: {multiplying} multiply, at most {MANY_KERNELS} may")
+            print(f"check_spills: {architecture}: {multiplying} multiply, limit {MANY_KERNELS}")
             too_many = True
     shown = [k for k in kernels if arguments.kernels or k.spill_bytes]
     for kernel, name in zip(shown, demangle([k.name for k in shown]), strict=True):
