@@ -29,6 +29,7 @@ def int8_linear_plan(
     k: int,
     dtype: str,
     vectorized: bool = True,
+    plain_rows: bool = True,
     compute_capability: int,
     sm_count: int,
     shared_memory_per_block: int,

@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from flashint8._layout import MAX_ROW_RUNS, row_runs
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 256
 SMALLEST_FLOAT32 = 2.0**-126  # that is normal
@@ -164,24 +166,12 @@ def attention_output_strides(q: Tensor) -> list[int]:
 
 def _check_row_layout(x: Tensor) -> None:
     """The leading dimensions of x merge into at most 4 strided ones."""
-    if x.dim() <= 5 or x.numel() == 0:
+    if x.dim() <= 5 or x.numel() == 0 or len(row_runs(x)) <= MAX_ROW_RUNS:
         return
-    runs = 0
-    inner_extent = 0
-    for d in range(x.dim() - 2, -1, -1):
-        size, stride = x.shape[d], x.stride(d)
-        if size == 1:
-            continue
-        if runs == 0 or stride != inner_extent:
-            runs += 1
-            inner_extent = stride
-        if runs > 4:
-            raise ValueError(
-                "int8_linear: x's leading dimensions must merge into at most 4 strided ones, got "
-                f"shape {shape_text(x)}; pass x.contiguous()"
-            )
-        inner_extent = inner_extent * size
-    return
+    raise ValueError(
+        f"int8_linear: x's leading dimensions must merge into at most {MAX_ROW_RUNS} strided ones, "
+        f"got shape {shape_text(x)}; pass x.contiguous()"
+    )
 
 
 def _check_channels(what: str, tensor: Tensor, n: int) -> None:

@@ -1,5 +1,6 @@
 """What `flashint8 info` says: collected as data, rendered as text."""
 
+import os
 import platform
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,8 @@ def collect() -> dict[str, Any]:
     """Versions, what was built, what each GPU and the CPU here will run, and why not more."""
     build = dict(_C.build_info())
     driver = _driver.query()
+    isa, isa_problem = _cpu_isa()
+    reasons = why_not_more(build, driver, _load.CUDA_LOADED, torch.version.cuda)
     gpus = [_gpu_report(gpu, build, _load.CUDA_LOADED) for gpu in driver.gpus]
     return {
         "flashint8": _version.__version__,
@@ -29,12 +32,22 @@ def collect() -> dict[str, Any]:
         "driver": {"cuda": driver.cuda, "problem": driver.problem},
         "gpus": gpus,
         "cpu": {
-            "isa": _C.cpu_isa(),
+            "isa": isa,
             "isa_supported": list(_C.cpu_isa_supported()),
             "threads": torch.get_num_threads(),
         },
-        "why_not_more": why_not_more(build, driver, _load.CUDA_LOADED, torch.version.cuda),
+        "why_not_more": [*isa_problem, *reasons],
     }
+
+
+def _cpu_isa() -> tuple[str | None, list[str]]:
+    """The CPU kernels' instruction set; None, and why, where FLASHINT8_CPU_ISA names no such."""
+    try:
+        return _C.cpu_isa(), []
+    except ValueError:
+        wanted = os.environ.get("FLASHINT8_CPU_ISA", "")
+        known = ", ".join(_C.cpu_isa_supported())
+        return None, [f"FLASHINT8_CPU_ISA is {wanted!r}, this machine runs {known}: unset it"]
 
 
 def _gpu_report(gpu: _driver.Gpu, build: dict[str, Any], loaded: bool) -> dict[str, Any]:
@@ -117,8 +130,8 @@ def render(report: dict[str, Any]) -> str:
         ("Python", report["python"]),
         ("torch", f"{report['torch']} (CUDA: {report['torch_cuda'] or 'none'})"),
         ("built against", f"torch {build['torch']}, {build['compiler']}"),
-        ("CPU part", f"{', '.join(build['cpu_isa_built'])}"),
-        ("  runs", f"{cpu['isa']}, {cpu['threads']} threads"),
+        ("CPU part", ", ".join(build["cpu_isa_built"])),
+        ("  runs", f"{cpu['isa'] or 'nothing'}, {cpu['threads']} threads"),
     ]
     if build["cuda"]:
         architectures = ", ".join(build["cuda_architectures"])

@@ -15,17 +15,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Fused attention and INT8 weight-only linear layers for PyTorch inference.",
     )
     parser.add_argument("--version", action="version", version=f"flashint8 {_version.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     info = commands.add_parser(
-        "info", help="what was built, what this machine will run, and why not more"
+        "info", help="what was built, what this machine will run, and why not more (the default)"
     )
-    info.add_argument("--json", action="store_true", help="as JSON")
+    for place in (parser, info):  # suppressed: info's default would undo what stands before it
+        place.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="info as JSON"
+        )
     options = parser.parse_args(arguments)
 
     from flashint8 import _info
 
     report = _info.collect()
-    if options.json:
+    if getattr(options, "json", False):
         json.dump(report, sys.stdout, indent=2)
         print()
     else:

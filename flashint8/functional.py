@@ -1,9 +1,11 @@
 """The operators as functions: thin, since the checks and the dispatch live in C++."""
 
+import re
+
 import torch
 from torch import Tensor
 
-from flashint8 import ops
+from flashint8 import _layout, ops
 
 _attention = ops.attention
 _attention_with_lse = ops.attention_with_lse
@@ -140,6 +142,9 @@ def int8_linear(
 
     The weight becomes 16-bit in registers inside the product, never in memory. The symmetric
     per-channel scheme is that of Dettmers et al., "LLM.int8()" (arXiv:2208.07339), for weights.
+    On Hopper from 512 rows on, weights are converted part by part (at most 32 MiB at a time) and
+    torch's own product multiplies them (`explain` says "library"): there the accuracy is that of
+    F.linear on 16-bit weights.
 
     Args:
         x: (..., K), float16 or bfloat16, on the CPU float32 too; the last dimension is contiguous.
@@ -193,10 +198,17 @@ def scaled_dot_product_attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
+    *,
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`, signature and meaning, by `attention`.
+
+    What F accepts and this does not: an attn_mask; a dropout_p other than 0; a backward; leading
+    dimensions or heads that broadcast; a value whose last size is not key's; float64, on CUDA
+    float32; last sizes above 256, on CUDA those that are not multiples of 8.
+
+    Any strides are accepted, as by F; a tensor whose last dimension is not contiguous is copied.
 
     Args:
         query: (..., Hq, L, D) of 2 dimensions or more; leading dimensions equal in all three. More
@@ -210,10 +222,11 @@ def scaled_dot_product_attention(
         enable_gqa: allows Hq to be a multiple of H.
 
     Returns:
-        (..., Hq, L, D) in query's dtype; of 4 dimensions, in query's memory order.
+        (..., Hq, L, D) in query's dtype; of 4 dimensions, in query's memory order if it was not
+        copied.
 
     Raises:
-        ValueError: attn_mask or dropout_p is given; or as `attention`.
+        ValueError: attn_mask or dropout_p is given; or as `attention`, by the names used here.
     """
     if attn_mask is not None:
         raise ValueError(
@@ -228,28 +241,43 @@ def scaled_dot_product_attention(
         )
     causal = 2 if is_causal else 0
     rank = query.dim()
-    if rank == 4 and key.dim() == 4 and (enable_gqa or query.size(1) == key.size(1)):
-        return attention(query, key, value, causal=causal, scale=scale)
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.dim() < 2 or tensor.dim() != rank:
-            raise ValueError(
-                "scaled_dot_product_attention: query, key and value must have the same number of "
-                f"dimensions, 2 or more; {name} has shape {tuple(tensor.shape)}, query "
-                f"{tuple(query.shape)}"
-            )
-        if tensor.shape[:-3] != query.shape[:-3]:
-            raise ValueError(
-                "scaled_dot_product_attention: leading dimensions are not broadcast; "
-                f"{name} has shape {tuple(tensor.shape)}, query {tuple(query.shape)}"
-            )
+    if not (rank == key.dim() == value.dim() and rank >= 2):
+        raise ValueError(
+            "scaled_dot_product_attention: query, key and value must have the same number of "
+            f"dimensions, 2 or more; got {_shapes(query, key, value)}"
+        )
+    if not query.shape[:-3] == key.shape[:-3] == value.shape[:-3]:
+        raise ValueError(
+            "scaled_dot_product_attention: leading dimensions are not broadcast; got "
+            f"{_shapes(query, key, value)}"
+        )
     if rank > 2 and not enable_gqa and query.shape[-3] != key.shape[-3]:
         raise ValueError(
-            f"scaled_dot_product_attention: key has {key.shape[-3]} heads, query has "
-            f"{query.shape[-3]}; pass enable_gqa=True for grouped-query attention"
+            "scaled_dot_product_attention: heads are not broadcast; key has "
+            f"{key.shape[-3]} heads, query has {query.shape[-3]}; pass enable_gqa=True for "
+            "grouped-query attention"
         )
-    q, k, v = _four_dims(query), _four_dims(key), _four_dims(value)
-    out = attention(q, k, v, causal=causal, scale=scale)
-    return out.reshape(query.shape)
+    if query.stride(-1) != 1 or key.stride(-1) != 1 or value.stride(-1) != 1:
+        query, key, value = map(_layout.readable_heads, (query, key, value))
+    try:
+        if rank == 4:
+            return attention(query, key, value, causal=causal, scale=scale)
+        q, k, v = _four_dims(query), _four_dims(key), _four_dims(value)
+        return attention(q, k, v, causal=causal, scale=scale).reshape(query.shape)
+    except ValueError as error:
+        raise ValueError(_by_name(str(error))) from None
+
+
+def _shapes(query: Tensor, key: Tensor, value: Tensor) -> str:
+    named = (("query", query), ("key", key), ("value", value))
+    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in named)
+
+
+def _by_name(message: str) -> str:
+    """`attention`'s message in the words of `scaled_dot_product_attention`."""
+    names = {"q": "query", "k": "key", "v": "value"}
+    message = re.sub(r"\b[qkv]\b", lambda match: names[match[0]], message)
+    return re.sub(r"^attention:", "scaled_dot_product_attention:", message)
 
 
 def _four_dims(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flashint8 import functional
+from flashint8 import _layout, functional
 from flashint8._checks import FLOAT_DTYPES, dtype_name
 
 
@@ -19,6 +19,9 @@ class QuantLinear(nn.Module):
     change the bias and the dtype that `dequantize` gives, never the weight or its scale.
     ``load_state_dict`` takes this layer's own state, and also that of a float nn.Linear, which is
     quantised as it loads.
+
+    As nn.Linear's, x may have any strides. It copies x where the last dimension is not contiguous,
+    or the leading ones do not merge into at most four strided ones (`int8_linear` refuses both).
 
     Args:
         in_features: size K of each input row.
@@ -87,12 +90,13 @@ class QuantLinear(nn.Module):
 
         Raises:
             TypeError: `linear` is not an nn.Linear.
-            ValueError: its weight is parametrised, not yet initialised, of another dtype than
-                float16, bfloat16 or float32, or has a non-finite value.
+            ValueError: it is more than a plain nn.Linear (a subclass or an instance with a forward
+                of its own, forward hooks, a parametrisation), or its weight is not yet initialised,
+                of another dtype than float16, bfloat16 or float32, or has a non-finite value.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"from_linear: expected an nn.Linear, got {type(linear).__name__}")
-        reason = why_not_quantizable(linear)
+        reason = why_not_plain(linear) or why_not_quantizable(linear)
         if reason:
             raise ValueError(f"from_linear: {reason}")
         weight = linear.weight.detach()
@@ -130,6 +134,8 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features), x in the layer's dtype."""
+        if not x.is_contiguous():
+            x = _layout.readable_rows(x)
         buffers = self._buffers  # nn.Module.__getattr__ would cost a microsecond
         return functional.int8_linear(
             x,
@@ -209,17 +215,31 @@ class QuantLinear(nn.Module):
             self._dtype = weight.dtype
 
 
-def why_not_quantizable(linear: nn.Linear) -> str | None:
-    """Why this nn.Linear cannot become a QuantLinear, in words; None if it can."""
+def why_not_plain(linear: nn.Linear) -> str | None:
+    """What this layer does beyond nn.Linear's forward, in words; None if nothing."""
     if nn.utils.parametrize.is_parametrized(linear):
         return (
-            "parametrised (torch.nn.utils.parametrize): bake it in first with "
+            "it is parametrised (torch.nn.utils.parametrize): bake it in first with "
             "torch.nn.utils.parametrize.remove_parametrizations"
         )
+    if type(linear).forward is not nn.Linear.forward or "forward" in vars(linear):
+        return f"its forward is not nn.Linear's (it is a {type(linear).__name__})"
     if isinstance(linear.weight, nn.parameter.UninitializedParameter):
-        return "not initialised yet (a lazy layer): run the model once first"
+        return None  # a lazy layer's own hook initialises it
+    if linear._forward_pre_hooks or linear._forward_hooks:
+        return (
+            "it has forward hooks (as weight_norm, spectral_norm and prune set them), which would "
+            "be lost: remove them first"
+        )
+    return None
+
+
+def why_not_quantizable(linear: nn.Linear) -> str | None:
+    """Why this plain nn.Linear's weight cannot be quantised, in words; None if it can."""
+    if isinstance(linear.weight, nn.parameter.UninitializedParameter):
+        return "its weight is not initialised yet (a lazy layer): run the model once first"
     if linear.weight.dtype not in FLOAT_DTYPES:
-        return f"weight is {dtype_name(linear.weight.dtype)}, not float16, bfloat16 or float32"
+        return f"its weight is {dtype_name(linear.weight.dtype)}, not float16, bfloat16 or float32"
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashint8 import _C, _arch, _checks
+from flashint8 import _C, _arch, _checks, _layout
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def explain(op: str, *args: Any, card: Card | None = None, **kwargs: Any) -> Pla
 
     Raises:
         ValueError: an unknown op; arguments that the operator would reject on that device; meta
-            tensors without a card.
+            tensors without a card; a card that no kernel fits.
     """
     planner = _PLANNERS.get(op)
     if planner is None:
@@ -106,6 +106,11 @@ def _aligned(*tensors: Tensor) -> bool:
 def _cuda_plan(op: str, plan: dict[str, Any], sizes: dict[str, Any], card: Card) -> Plan:
     details = dict(plan)
     kernel = str(details.pop("kernel"))
+    limit = card.shared_memory_per_block
+    if details["num_warps"] == 0 or details["shared_bytes"] > limit:
+        raise ValueError(
+            f"explain: no {op} kernel fits {limit} bytes of shared memory per block ({card})"
+        )
     built: list[str] = list(_C.build_info()["cuda_architectures"])
     code = _arch.runnable(card.compute_capability, built)
     return Plan(op, "cuda", kernel, {**sizes, **details, "card": card, "code": code})
@@ -187,6 +192,7 @@ def _explain_int8_linear(
     plan = _C.int8_linear_plan(
         **sizes,
         vectorized=_aligned(x, weight),
+        plain_rows=_layout.plain_rows(x),
         compute_capability=card.compute_capability,
         sm_count=card.sm_count,
         shared_memory_per_block=card.shared_memory_per_block,

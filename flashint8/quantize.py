@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from flashint8.modules import QuantLinear, why_not_quantizable
+from flashint8.modules import QuantLinear, why_not_plain, why_not_quantizable
 
 
 @dataclass
@@ -42,8 +42,10 @@ def quantize_model(
     """Swaps every nn.Linear inside `model` for a QuantLinear, in place, one at a time.
 
     A layer that occurs twice in the model is quantised once and stays shared. A layer whose weight
-    is also another module's (tied embeddings) is left alone: quantising it would add memory.
-    Works on meta tensors.
+    is also another module's (tied embeddings) is left alone: quantising it would add memory. So
+    are layers that do more than nn.Linear (a forward of their own, forward hooks, parametrisations)
+    and those whose weight torch reads past their forward (in nn.MultiheadAttention and
+    nn.TransformerEncoderLayer). The report names each. Works on meta tensors.
 
     Args:
         model: changed in place. It must not itself be the nn.Linear.
@@ -57,8 +59,9 @@ def quantize_model(
 
     Raises:
         TypeError: `model` itself is an nn.Linear, or `skip` is one string.
-        ValueError: a layer to swap is parametrised or not initialised, or has a non-finite weight;
-            the message names it, and nothing, or only the layers before it, have been swapped.
+        ValueError: a layer to swap is not initialised, or its weight is float64 or the like, or not
+            finite; the message names it, and nothing, or only the layers before it, have been
+            swapped.
     """
     if isinstance(model, nn.Linear):
         raise TypeError("quantize_model: model is an nn.Linear; use QuantLinear.from_linear(model)")
@@ -67,6 +70,7 @@ def quantize_model(
     patterns = tuple(skip)
     report = QuantizeReport(bytes_before=_model_bytes(model))
     owners = _weight_owners(model)
+    fast_path = _read_by_fast_path(model)
     names: dict[int, list[str]] = {}  # every name of each module
     modules: dict[int, nn.Module] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -79,6 +83,8 @@ def quantize_model(
             reason: str | None = "already quantised"
         elif isinstance(module, nn.Linear):
             reason = _why_skip(names[key], module, patterns, filter_fn, min_features, owners)
+            if reason is None and key in fast_path:
+                reason = "the fast path of nn.TransformerEncoderLayer reads its weight directly"
         else:
             continue
         if reason is not None:
@@ -87,7 +93,7 @@ def quantize_model(
         assert isinstance(module, nn.Linear)
         problem = why_not_quantizable(module)
         if problem is not None:
-            raise ValueError(f"quantize_model: {names[key][0]} is {problem}; or put it in skip")
+            raise ValueError(f"quantize_model: {names[key][0]}: {problem}; or put it in skip")
         chosen.append(module)
 
     while chosen:
@@ -124,9 +130,16 @@ def _why_skip(
         return "filter_fn said no"
     if isinstance(linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention reads its weight directly"
-    if not nn.utils.parametrize.is_parametrized(linear) and owners.get(id(linear.weight), 1) > 1:
+    problem = why_not_plain(linear)  # before its weight, which a parametrisation would compute
+    if problem is None and owners.get(id(linear.weight), 1) > 1:
         return "its weight is shared with another module"
-    return None
+    return problem
+
+
+def _read_by_fast_path(model: nn.Module) -> set[int]:
+    """The layers (by id) whose weight nn.TransformerEncoderLayer hands to its fused kernel."""
+    layers = (m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer))
+    return {id(linear) for layer in layers for linear in (layer.linear1, layer.linear2)}
 
 
 def _weight_owners(model: nn.Module) -> dict[int, int]:

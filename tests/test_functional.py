@@ -120,3 +120,42 @@ def test_unsupported_shapes_are_named(device: str) -> None:
 def test_functional_module_has_both() -> None:
     assert flashint8.functional.attention is flashint8.attention
     assert flashint8.functional.scaled_dot_product_attention is sdpa
+
+
+def test_keyword_only_as_in_torch() -> None:
+    q = torch.zeros(1, 1, 2, 8)
+    for function in (sdpa, F.scaled_dot_product_attention):
+        with pytest.raises(TypeError):
+            function(q, q, q, None, 0.0, False, 0.5)
+
+
+def test_any_strides(device: str) -> None:
+    """As F takes them; attention itself stays strict."""
+    q, k, v = (randn(2, 3, 16, 7, dtype=torch.float16, device=device).mT for _ in "qkv")
+    want = sdpa(q.contiguous(), k.contiguous(), v.contiguous(), is_causal=True)
+    assert_same_bits(sdpa(q, k, v, is_causal=True), want, "all three")
+    assert_same_bits(sdpa(q.contiguous(), k, v, is_causal=True), want, "k and v")
+    assert_same_bits(sdpa(q[0], k[0], v[0], is_causal=True), want[0], "three dimensions")
+    with pytest.raises(ValueError, match="contiguous"):
+        flashint8.attention(q, k, v)
+
+
+def test_errors_speak_of_query_key_value(device: str) -> None:
+    q, k, v = make_qkv(2, 2, 2, 5, 5, 16, torch.float16, device)
+    for args, message in (
+        ((q, k[:1], v[:1]), "leading dimensions are not broadcast; got query (2, 2, 5, 16), key"),
+        ((q, k[:, :1], v[:, :1]), "heads are not broadcast; key has 1 heads, query has 2"),
+        ((q, k[..., :8], v), "key has head_dim 8, query has 16"),
+        ((q, k, v[:, :, :3]), "value has 3 keys, key has 5"),
+        ((q, k, v.bfloat16()), "value has dtype bfloat16, query has float16"),
+        ((q[0, 0, 0],) * 3, "dimensions, 2 or more; got query (16,), key (16,), value (16,)"),
+    ):
+        with pytest.raises(ValueError, match=r"^scaled_dot_product_attention: ") as caught:
+            sdpa(*args)
+        assert message in str(caught.value)
+
+
+def test_compiles_in_one_graph() -> None:
+    q, k, v = make_qkv(1, 2, 2, 5, 5, 16, torch.float32, "cpu")
+    compiled = torch.compile(sdpa, backend="aot_eager", fullgraph=True)
+    assert_same_bits(compiled(q, k, v, is_causal=True), sdpa(q, k, v, is_causal=True), "compiled")

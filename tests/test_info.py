@@ -109,3 +109,20 @@ def test_public_names() -> None:
         assert hasattr(flashint8, name), name
         if name in flashint8.__all__ and callable(getattr(flashint8, name)):
             assert getattr(flashint8, name).__doc__, f"{name} has no docstring"
+
+
+def test_info_is_the_default(tmp_path: Path) -> None:
+    done = run(sys.executable, "-m", "flashint8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("flashint8 ")
+    done = run(sys.executable, "-m", "flashint8", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["flashint8"] == flashint8.__version__
+
+
+def test_info_with_an_unknown_instruction_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLASHINT8_CPU_ISA", "mmx")
+    done = run(sys.executable, "-m", "flashint8", "info", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "mmx" in done.stdout.partition("Why not more:")[2]

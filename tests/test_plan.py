@@ -179,3 +179,23 @@ def test_bad_questions(card: Card) -> None:
         explain("attention", q, k, v, card=card, causal=5)
     with pytest.raises(ValueError, match="card"):
         explain("attention", q, k, v)  # meta tensors name no device
+
+
+def test_library_needs_a_plain_matrix() -> None:
+    """Expanded, transposed or overlapping rows are read where they lie, by our own product."""
+    card = CARDS["sm_90 H100"]
+    x, weight, scale = linear_args(1024, 4096, 512)
+    overlapping = x.as_strided((1024, 512), (8, 1))
+    for rows in (x.view(2, 512, 512).transpose(0, 1), x[:1].expand(1024, 512), overlapping):
+        assert explain("int8_linear", rows, weight, scale, card=card).kernel == "gemm"
+    padded = torch.empty(2, 512, 520, dtype=x.dtype, device="meta")[..., :512]
+    for rows in (x, x.view(2, 512, 512), padded):
+        assert explain("int8_linear", rows, weight, scale, card=card).kernel == "library"
+
+
+def test_a_card_that_nothing_fits() -> None:
+    tiny = Card(compute_capability=86, sm_count=30, shared_memory_per_block=1000)
+    with pytest.raises(ValueError, match="no attention kernel fits"):
+        explain("attention", *qkv(SHAPES[0], 256), card=tiny)
+    with pytest.raises(ValueError, match="no int8_linear kernel fits"):
+        explain("int8_linear", *linear_args(600, 64, 64), card=tiny)
