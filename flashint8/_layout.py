@@ -25,15 +25,13 @@ def plain_rows(x: Tensor) -> bool:
     return not runs or (len(runs) == 1 and runs[0][1] >= x.shape[-1])
 
 
-def readable_rows(x: Tensor) -> Tensor:
-    """x itself where int8_linear reads it as it lies, else a contiguous copy."""
-    if x.dim() == 0:
-        return x
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
-        return x.contiguous()
-    return x.contiguous() if x.dim() > 5 and len(row_runs(x)) > MAX_ROW_RUNS else x
-
-
 def readable_heads(tensor: Tensor) -> Tensor:
     """The tensor itself where its last dimension is contiguous, else a contiguous copy."""
     return tensor.contiguous() if tensor.shape[-1] > 1 and tensor.stride(-1) != 1 else tensor
+
+
+def readable_rows(x: Tensor) -> Tensor:
+    """x itself where int8_linear reads it as it lies, else a contiguous copy."""
+    if x.dim() > 5 and len(row_runs(x)) > MAX_ROW_RUNS:
+        return x.contiguous()
+    return readable_heads(x) if x.dim() > 0 else x
