@@ -2,13 +2,15 @@
 #pragma once
 
 #include "../function_attributes.cuh"
+#include "../launch_kernel.cuh"
 #include "launch.h"
 #include "prefill_kernel.cuh"
 
 namespace flashint8::cuda {
 
 template <typename T, int kIndex>
-cudaError_t launch_prefill(const AttentionParams& params, cudaStream_t stream) {
+cudaError_t launch_prefill(const AttentionParams& params, const AttentionPlan& plan,
+                           cudaStream_t stream) {
   constexpr PrefillVariant kVariant = kPrefillVariants[kIndex];
   constexpr auto kKernel = &prefill_kernel<T, kIndex>;
   const cudaError_t allowed = allow_shared_memory<kKernel>(kVariant.shared_bytes());
@@ -18,11 +20,11 @@ cudaError_t launch_prefill(const AttentionParams& params, cudaStream_t stream) {
   args.num_m_blocks =
       static_cast<int>((params.seq_len_q + kVariant.block_m - 1) / kVariant.block_m);
   args.section = heads_per_section(params);
+  args.early_trigger = plan.early_trigger;
   const int64_t blocks = args.num_m_blocks * params.num_heads * params.batch;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
-  kKernel<<<static_cast<unsigned>(blocks), kVariant.threads(), kVariant.shared_bytes(), stream>>>(
-      args);
-  return cudaGetLastError();
+  return launch_kernel(kKernel, static_cast<unsigned>(blocks), kVariant.threads(),
+                       kVariant.shared_bytes(), plan.dependent_launch, stream, args);
 }
 
 }  // namespace flashint8::cuda

@@ -86,8 +86,9 @@ LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile
   plan.stages = 1;
   plan.vectorized = tile.vectorized;
   const int64_t tiles = std::max<int64_t>(1, ceil_div(p.n, kGemvBlockN));
-  const int64_t resident = int64_t{tile.min_blocks} * card.sm_count;
-  plan.num_blocks = ceil_div(p.m, tile.block_m) * std::min(tiles, resident);
+  // As many blocks as the chip holds, or fewer, so that each has the same number of tiles.
+  const int64_t rounds = ceil_div(tiles, int64_t{tile.min_blocks} * card.sm_count);
+  plan.num_blocks = ceil_div(p.m, tile.block_m) * ceil_div(tiles, rounds);
   return plan;
 }
 
@@ -179,6 +180,7 @@ LinearPlan plan_int8_linear(const Int8LinearParams& params, const Card& card) {
   if (gemv >= 0) {
     LinearPlan plan = gemv_plan(params, card, kGemvTiles[gemv]);
     plan.dtype = params.dtype;
+    plan.dependent_launch = card.code >= 90;
     return plan;
   }
   Candidate best;

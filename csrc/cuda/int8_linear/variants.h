@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define FLASHINT8_HOST_DEVICE __host__ __device__
-#else
-#define FLASHINT8_HOST_DEVICE
-#endif
+#include "flashint8/types.h"
 
 namespace flashint8 {
 
@@ -65,7 +61,5 @@ FLASHINT8_HOST_DEVICE constexpr int gemm_epilogue_bytes(const GemmTile& tile) {
 FLASHINT8_HOST_DEVICE constexpr int gemm_shared_bytes(const GemmTile& tile) {
   return gemm_epilogue_bytes(tile) + tile.stages * gemm_stage_bytes(tile);
 }
-
-FLASHINT8_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace flashint8

@@ -4,7 +4,15 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define FLASHINT8_HOST_DEVICE __host__ __device__
+#else
+#define FLASHINT8_HOST_DEVICE
+#endif
+
 namespace flashint8 {
+
+FLASHINT8_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
