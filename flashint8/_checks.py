@@ -115,6 +115,7 @@ def check_attention(
     window: int = -1,
     softcap: float = 0.0,
     scale: float | None = None,
+    fp16_accumulate: bool = False,
     device_type: str | None = None,
 ) -> None:
     """Checks `attention`'s arguments by the rules of `device_type` (None: that of q)."""
@@ -139,6 +140,8 @@ def check_attention(
         )
     _check_head_dim(q.shape[3], device_type)
     _check_options(causal, window, softcap, scale)
+    if fp16_accumulate and q.dtype != torch.float16:
+        raise ValueError(f"attention: fp16_accumulate needs float16, got {dtype_name(q.dtype)}")
     if kv_lengths is not None:
         _check_row_numbers("attention: kv_lengths", kv_lengths, q)
     if kv_start is not None:

@@ -43,6 +43,7 @@ def _attention_fake(
     window: int = -1,
     softcap: float = 0.0,
     scale: float | None = None,
+    fp16_accumulate: bool = False,
 ) -> Tensor:
     _checks.check_attention(
         q,
@@ -54,6 +55,7 @@ def _attention_fake(
         window=window,
         softcap=softcap,
         scale=scale,
+        fp16_accumulate=fp16_accumulate,
     )
     return q.new_empty_strided(q.shape, _checks.attention_output_strides(q))
 
@@ -69,6 +71,7 @@ def _attention_with_lse_fake(
     window: int = -1,
     softcap: float = 0.0,
     scale: float | None = None,
+    fp16_accumulate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     out = _attention_fake(
         q,
@@ -80,6 +83,7 @@ def _attention_with_lse_fake(
         window=window,
         softcap=softcap,
         scale=scale,
+        fp16_accumulate=fp16_accumulate,
     )
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -145,6 +149,7 @@ class AttentionForward(torch.autograd.Function):
         window: int,
         softcap: float,
         scale: float | None,
+        fp16_accumulate: bool,
     ) -> Tensor:
         return attention(
             q,
@@ -156,6 +161,7 @@ class AttentionForward(torch.autograd.Function):
             window=window,
             softcap=softcap,
             scale=scale,
+            fp16_accumulate=fp16_accumulate,
         )
 
     @staticmethod
@@ -165,7 +171,7 @@ class AttentionForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = _raise_for(ctx.shapes, grad, _ATTENTION_HAS_NO_BACKWARD)
-        return *grads, None, None, None, None, None, None
+        return *grads, None, None, None, None, None, None, None
 
 
 class AttentionWithLseForward(torch.autograd.Function):
@@ -182,6 +188,7 @@ class AttentionWithLseForward(torch.autograd.Function):
         window: int,
         softcap: float,
         scale: float | None,
+        fp16_accumulate: bool,
     ) -> tuple[Tensor, Tensor]:
         return attention_with_lse(
             q,
@@ -193,6 +200,7 @@ class AttentionWithLseForward(torch.autograd.Function):
             window=window,
             softcap=softcap,
             scale=scale,
+            fp16_accumulate=fp16_accumulate,
         )
 
     @staticmethod
@@ -202,7 +210,7 @@ class AttentionWithLseForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         grads = _raise_for(ctx.shapes, grad, _ATTENTION_HAS_NO_BACKWARD)
-        return *grads, None, None, None, None, None, None
+        return *grads, None, None, None, None, None, None, None
 
 
 class Int8LinearForward(torch.autograd.Function):

@@ -22,26 +22,30 @@ CpuThreads torch_threads() {
 AttentionCall run_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                             const std::optional<Tensor>& kv_lengths,
                             const std::optional<Tensor>& kv_start, int64_t causal, int64_t window,
-                            double softcap, std::optional<double> scale, bool with_lse) {
-  AttentionCall call =
-      prepare_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, with_lse);
+                            double softcap, std::optional<double> scale, bool fp16_accumulate,
+                            bool with_lse) {
+  AttentionCall call = prepare_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap,
+                                         scale, fp16_accumulate, with_lse);
   if (!is_empty(call.params)) cpu::attention(call.params, torch_threads());
   return call;
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
                  const std::optional<Tensor>& kv_lengths, const std::optional<Tensor>& kv_start,
-                 int64_t causal, int64_t window, double softcap, std::optional<double> scale) {
-  return run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, false).out;
+                 int64_t causal, int64_t window, double softcap, std::optional<double> scale,
+                 bool fp16_accumulate) {
+  return run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale,
+                       fp16_accumulate, false)
+      .out;
 }
 
 std::tuple<Tensor, Tensor> attention_with_lse(const Tensor& q, const Tensor& k, const Tensor& v,
                                               const std::optional<Tensor>& kv_lengths,
                                               const std::optional<Tensor>& kv_start, int64_t causal,
                                               int64_t window, double softcap,
-                                              std::optional<double> scale) {
-  const AttentionCall call =
-      run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, true);
+                                              std::optional<double> scale, bool fp16_accumulate) {
+  const AttentionCall call = run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap,
+                                           scale, fp16_accumulate, true);
   return {call.out, *call.lse};
 }
 

@@ -26,6 +26,9 @@ struct PrefillArgs {
   int num_m_blocks;
   int section;  // heads (over all batch rows) whose blocks run together; see block_work
   bool early_trigger;
+  // With fp16_accumulate: a power of two that the queries are multiplied with, so that sums in fp16
+  // stay far from its largest number; params.scale has the rest.
+  float query_factor;
 };
 
 // Which queries of which head a block owns. Heads are taken in sections whose keys and values fit
@@ -121,6 +124,10 @@ __global__ void __launch_bounds__(kPrefillVariants[kIndex].threads(),
   const float multiplier = logit_multiplier(params);
   cp_async_wait<Traits::kStages - 2>();
   __syncthreads();  // the queries and the bounds are there
+  if (std::is_same_v<T, __half> && params.fp16_accumulate) {
+    scale_half_tile<Traits::kThreads>(q_tile, Traits::kQueryBytes, args.query_factor, thread);
+    __syncthreads();
+  }
   state.load_queries();
 
   for (int tile = tile_begin; tile < tile_end; ++tile) {

@@ -47,6 +47,8 @@ struct AttentionParams {
   int64_t window = -1;   // > 0: keys j > diagonal - window only; needs causal
   float softcap = 0.0f;  // > 0: scores become softcap * tanh(score * scale / softcap)
   float scale = 0.0f;    // multiplies QK^T
+  // QK^T may be summed in fp16, as the prefill kernel then does; fp16 tensors only.
+  bool fp16_accumulate = false;
 };
 
 // Bounds of one batch row. Query i sees the keys j with
