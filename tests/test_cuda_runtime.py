@@ -225,7 +225,7 @@ def test_quantize_on_a_stream(cuda: str) -> None:
 
 def chain(x: Tensor, weights: list[tuple[Tensor, Tensor]], wait: bool) -> Tensor:
     """Operators that each read what the one before just wrote, on one stream."""
-    batch, seq_len, width = x.shape
+    batch, seq_len, _ = x.shape
     cache = torch.zeros(2, batch, 4, 2000, 64, dtype=x.dtype, device=x.device)
     lengths = torch.zeros(batch, dtype=torch.int32, device=x.device)
     for step, (weight, scale) in enumerate(weights):
@@ -253,7 +253,8 @@ def test_a_kernel_waits_for_the_one_ahead(cuda: str, seq_len: int) -> None:
     for repeat in range(5):
         x = randn(3, seq_len, 256, dtype=torch.float16, device=cuda)
         want = chain(x, weights, wait=True)
-        assert bool(want.isfinite().all()) and bool(want.any())
+        assert bool(want.isfinite().all())
+        assert bool(want.any())
         assert_same_bits(chain(x, weights, wait=False), want, f"eager, repeat {repeat}")
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
