@@ -1,8 +1,8 @@
 // The residual stream's addition and norm, a block a row. A row of up to kKept chunks a thread
 // stays in registers; a longer one, or one that is not aligned, is read again.
 #include "../device/dependent_launch.cuh"
+#include "../launch_kernel.cuh"
 #include "chunk.cuh"
-#include "dependent.cuh"
 #include "flashint8/cuda.h"
 
 namespace flashint8::cuda {
@@ -44,7 +44,6 @@ __global__ void __launch_bounds__(kMaxThreads)
     add_norm_kernel(const __grid_constant__ AddNormParams p) {
   constexpr int kChunks = kInRegisters ? kKept : 1;
   __shared__ float partial[2][kMaxThreads / 32];
-  allow_dependent_launch();
   const int64_t chunks = p.columns / kWidth;
   T* residual = static_cast<T*>(p.residual) + row_offset(p.residual_rows, blockIdx.x);
   const T* added = static_cast<const T*>(p.x) + row_offset(p.x_rows, blockIdx.x);
@@ -52,6 +51,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const auto* weight = static_cast<const T*>(p.weight);
   const auto* bias = static_cast<const T*>(p.bias);
   wait_for_prerequisite();
+  allow_dependent_launch();
 
   float row[kChunks][kWidth];
   Chunk<T, kWidth> scale[kChunks], shift[kChunks] = {};
@@ -129,12 +129,12 @@ cudaError_t launch(const AddNormParams& p, const Card& card, cudaStream_t stream
   const bool wide = is_wide(p);
   const int64_t chunks = wide ? p.columns / kWide : p.columns;
   const bool kept = wide && chunks <= kKept * kMaxThreads;
-  const int64_t wanted = (kept ? (chunks + kKept - 1) / kKept : chunks) + 31;
-  const int threads = static_cast<int>(wanted < kMaxThreads ? wanted / 32 * 32 : kMaxThreads);
+  const int64_t warps = ceil_div(kept ? ceil_div(chunks, kKept) : chunks, 32);
+  const int threads = warps < kMaxThreads / 32 ? static_cast<int>(32 * warps) : kMaxThreads;
   const auto kernel = kept   ? &add_norm_kernel<T, kWide, true>
                       : wide ? &add_norm_kernel<T, kWide, false>
                              : &add_norm_kernel<T, 1, false>;
-  return launch_dependent(kernel, p, p.rows, 1, threads, card, stream);
+  return launch_kernel(kernel, row_grid(p.rows, 1), threads, 0, card.code >= 90, stream, p);
 }
 
 }  // namespace

@@ -1,6 +1,9 @@
 // Rows in chunks of 16 bytes, or of one element where a tensor does not lie so.
 #pragma once
 
+#include <cuda_runtime.h>
+
+#include <climits>
 #include <cstdint>
 
 #include "../device/convert.cuh"
@@ -73,6 +76,14 @@ inline bool is_aligned(const RowLayout& rows) {
   bool aligned = true;
   for (int d = 0; d < 4; ++d) aligned &= rows.size[d] == 1 || rows.stride[d] % kWide == 0;
   return aligned;
+}
+
+// blockIdx.x a row, blockIdx.y a piece of it; a kernel goes round where there are more pieces. More
+// rows than a grid takes give one that the launch refuses.
+inline dim3 row_grid(int64_t rows, int64_t pieces) {
+  constexpr int64_t kMaxPieces = 65535;
+  return dim3(rows <= INT_MAX ? static_cast<unsigned>(rows) : 0,
+              static_cast<unsigned>(pieces < kMaxPieces ? pieces : kMaxPieces));
 }
 
 }  // namespace flashint8::cuda

@@ -1,8 +1,10 @@
 // Rotary embedding of q and k, and k and v into the cache: blockIdx.x is a token, a thread works on
 // two chunks of a head, which hold the partners of one rotation.
+#include <climits>
+
 #include "../device/dependent_launch.cuh"
+#include "../launch_kernel.cuh"
 #include "chunk.cuh"
-#include "dependent.cuh"
 #include "flashint8/cuda.h"
 
 namespace flashint8::cuda {
@@ -43,7 +45,6 @@ __device__ __forceinline__ void rotate(const float (&cos)[kWidth], const float (
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     rope_append_kernel(const __grid_constant__ RopeAppendParams p) {
-  allow_dependent_launch();
   const auto seq_len = static_cast<unsigned>(p.seq_len);
   const int batch = static_cast<int>(blockIdx.x / seq_len);
   const auto t = static_cast<int64_t>(blockIdx.x % seq_len);
@@ -52,6 +53,7 @@ __global__ void __launch_bounds__(kThreads)
   const int num_q = static_cast<int>(p.num_heads), num_kv = static_cast<int>(p.num_kv_heads);
   const int items = (num_q + 2 * num_kv) * units;
   wait_for_prerequisite();
+  allow_dependent_launch();
 
   const int64_t slot = p.positions[batch * p.positions_stride] + t;
   const bool has_slot = slot >= 0 && slot < p.slots;
@@ -119,11 +121,11 @@ bool is_wide(const RopeAppendParams& p) {
 
 template <typename T, int kWidth>
 cudaError_t launch(const RopeAppendParams& p, const Card& card, cudaStream_t stream) {
-  const int64_t units = (p.head_dim + 2 * kWidth - 1) / (2 * kWidth);
-  const int64_t items = (p.num_heads + 2 * p.num_kv_heads) * units;
+  const int64_t items = (p.num_heads + 2 * p.num_kv_heads) * ceil_div(p.head_dim, 2 * kWidth);
   if (p.head_dim > INT_MAX / 2 || items > INT_MAX / 2) return cudaErrorInvalidConfiguration;
-  return launch_dependent(&rope_append_kernel<T, kWidth>, p, p.batch * p.seq_len,
-                          (items + kThreads - 1) / kThreads, kThreads, card, stream);
+  return launch_kernel(&rope_append_kernel<T, kWidth>,
+                       row_grid(p.batch * p.seq_len, ceil_div(items, kThreads)), kThreads, 0,
+                       card.code >= 90, stream, p);
 }
 
 template <typename T>
