@@ -1,6 +1,7 @@
 """Fused exact attention and INT8 weight-only linear layers for PyTorch inference."""
 
 from flashint8._version import __version__
+from flashint8.decoder import add_norm_, rope_append_, silu_mul
 from flashint8.functional import (
     attention,
     attention_with_lse,
@@ -19,11 +20,14 @@ __all__ = [
     "QuantLinear",
     "QuantizeReport",
     "__version__",
+    "add_norm_",
     "attention",
     "attention_with_lse",
     "explain",
     "int8_linear",
     "quantize_model",
     "quantize_per_channel",
+    "rope_append_",
     "scaled_dot_product_attention",
+    "silu_mul",
 ]

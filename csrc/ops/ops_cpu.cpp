@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "attention_args.h"
+#include "decoder_args.h"
 #include "flashint8/cpu.h"
 #include "linear_args.h"
 
@@ -63,6 +64,27 @@ std::tuple<Tensor, Tensor> quantize_per_channel(const Tensor& weight) {
   return {call.quantized, call.scale};
 }
 
+void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache,
+                 const Tensor& v_cache, const Tensor& positions,
+                 const std::optional<Tensor>& cos_sin, bool interleaved) {
+  const RopeAppendCall call =
+      prepare_rope_append(q, k, v, k_cache, v_cache, positions, cos_sin, interleaved);
+  if (!is_empty(call.params)) cpu::rope_append(call.params, torch_threads());
+}
+
+Tensor add_norm(const Tensor& residual, const std::optional<Tensor>& x, const Tensor& weight,
+                const std::optional<Tensor>& bias, double eps, bool rms) {
+  const AddNormCall call = prepare_add_norm(residual, x, weight, bias, eps, rms);
+  if (!is_empty(call.params)) cpu::add_norm(call.params, torch_threads());
+  return call.out;
+}
+
+Tensor silu_mul(const Tensor& gate_up) {
+  const SiluMulCall call = prepare_silu_mul(gate_up);
+  if (!is_empty(call.params)) cpu::silu_mul(call.params, torch_threads());
+  return call.out;
+}
+
 }  // namespace
 }  // namespace flashint8::ops
 
@@ -71,4 +93,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashint8, CPU, m) {
   m.impl("attention_with_lse", TORCH_BOX(&flashint8::ops::attention_with_lse));
   m.impl("int8_linear", TORCH_BOX(&flashint8::ops::int8_linear));
   m.impl("quantize_per_channel", TORCH_BOX(&flashint8::ops::quantize_per_channel));
+  m.impl("rope_append_", TORCH_BOX(&flashint8::ops::rope_append));
+  m.impl("add_norm_", TORCH_BOX(&flashint8::ops::add_norm));
+  m.impl("silu_mul", TORCH_BOX(&flashint8::ops::silu_mul));
 }

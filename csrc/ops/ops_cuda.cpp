@@ -5,6 +5,7 @@
 
 #include "attention_args.h"
 #include "cuda_device.h"
+#include "decoder_args.h"
 #include "flashint8/cuda.h"
 #include "library_linear.h"
 #include "linear_args.h"
@@ -96,6 +97,36 @@ std::tuple<Tensor, Tensor> quantize_per_channel(const Tensor& weight) {
   return {call.quantized, call.scale};
 }
 
+void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache,
+                 const Tensor& v_cache, const Tensor& positions,
+                 const std::optional<Tensor>& cos_sin, bool interleaved) {
+  const NvtxRange range("rope_append_");
+  const RopeAppendCall call =
+      prepare_rope_append(q, k, v, k_cache, v_cache, positions, cos_sin, interleaved);
+  if (is_empty(call.params)) return;
+  const CudaCall cuda_call("rope_append_", call.q);
+  cuda_call.check(cuda::launch_rope_append(call.params, cuda_call.card(), cuda_call.stream()));
+}
+
+Tensor add_norm(const Tensor& residual, const std::optional<Tensor>& x, const Tensor& weight,
+                const std::optional<Tensor>& bias, double eps, bool rms) {
+  const NvtxRange range("add_norm_");
+  const AddNormCall call = prepare_add_norm(residual, x, weight, bias, eps, rms);
+  if (is_empty(call.params)) return call.out;
+  const CudaCall cuda_call("add_norm_", call.residual);
+  cuda_call.check(cuda::launch_add_norm(call.params, cuda_call.card(), cuda_call.stream()));
+  return call.out;
+}
+
+Tensor silu_mul(const Tensor& gate_up) {
+  const NvtxRange range("silu_mul");
+  const SiluMulCall call = prepare_silu_mul(gate_up);
+  if (is_empty(call.params)) return call.out;
+  const CudaCall cuda_call("silu_mul", call.gate_up);
+  cuda_call.check(cuda::launch_silu_mul(call.params, cuda_call.card(), cuda_call.stream()));
+  return call.out;
+}
+
 }  // namespace
 }  // namespace flashint8::ops
 
@@ -104,4 +135,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashint8, CUDA, m) {
   m.impl("attention_with_lse", TORCH_BOX(&flashint8::ops::attention_with_lse));
   m.impl("int8_linear", TORCH_BOX(&flashint8::ops::int8_linear));
   m.impl("quantize_per_channel", TORCH_BOX(&flashint8::ops::quantize_per_channel));
+  m.impl("rope_append_", TORCH_BOX(&flashint8::ops::rope_append));
+  m.impl("add_norm_", TORCH_BOX(&flashint8::ops::add_norm));
+  m.impl("silu_mul", TORCH_BOX(&flashint8::ops::silu_mul));
 }

@@ -11,5 +11,12 @@ STABLE_TORCH_LIBRARY(flashint8, m) {
       "Tensor? kv_start=None, *, int causal=1, int window=-1, float softcap=0.0, "
       "float? scale=None, bool fp16_accumulate=False) -> (Tensor, Tensor)");
   m.def("int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None) -> Tensor");
+  m.def(
+      "rope_append_(Tensor(a!) q, Tensor k, Tensor v, Tensor(b!) k_cache, Tensor(c!) v_cache, "
+      "Tensor positions, Tensor? cos_sin=None, *, bool interleaved=False) -> ()");
+  m.def(
+      "add_norm_(Tensor(a!) residual, Tensor? x, Tensor weight, Tensor? bias=None, *, "
+      "float eps=1e-5, bool rms=True) -> Tensor");
+  m.def("silu_mul(Tensor gate_up) -> Tensor");
   m.def("quantize_per_channel(Tensor weight) -> (Tensor, Tensor)");
 }

@@ -25,6 +25,24 @@ struct Card {
   int code = 0;                     // version of the built code that it runs, as 80 or 90
 };
 
+// Where row m of a tensor begins: m is split over up to 4 leading dimensions (already merged where
+// their strides allow it), outermost first; unused ones are {1, 0} at the front. Strides in
+// elements.
+struct RowLayout {
+  int64_t size[4] = {1, 1, 1, 1};
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
+FLASHINT8_HOST_DEVICE inline int64_t row_offset(const RowLayout& rows, int64_t m) {
+  int64_t offset = 0;
+  for (int d = 3; d > 0; --d) {
+    if (rows.size[d] == 1) continue;
+    offset += (m % rows.size[d]) * rows.stride[d];
+    m /= rows.size[d];
+  }
+  return offset + m * rows.stride[0];
+}
+
 // Runs fn(begin, end, context) over [0, count) in chunks of at least `grain`, on several threads.
 // fn must not throw. csrc/ops fills it from torch's thread pool; nullptr-free.
 using ParallelFor = void (*)(int64_t count, int64_t grain,
