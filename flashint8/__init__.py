@@ -5,12 +5,12 @@ from flashint8.functional import (
     attention,
     attention_with_lse,
     int8_linear,
-    quantize_per_channel,
     scaled_dot_product_attention,
 )
 from flashint8.modules import CausalSelfAttention, QuantLinear
 from flashint8.plan import Card, Plan, explain
 from flashint8.quantize import QuantizeReport, quantize_model
+from flashint8.per_channel import quantize_per_channel
 
 __all__ = [
     "Card",
