@@ -8,9 +8,10 @@ from flashint8.functional import (
     scaled_dot_product_attention,
 )
 from flashint8.modules import CausalSelfAttention, QuantLinear
+from flashint8.per_channel import quantize_per_channel
 from flashint8.plan import Card, Plan, explain
 from flashint8.quantize import QuantizeReport, quantize_model
-from flashint8.per_channel import quantize_per_channel
+from flashint8.storage import load_quantized, save_quantized
 
 __all__ = [
     "Card",
@@ -23,7 +24,9 @@ __all__ = [
     "attention_with_lse",
     "explain",
     "int8_linear",
+    "load_quantized",
     "quantize_model",
     "quantize_per_channel",
+    "save_quantized",
     "scaled_dot_product_attention",
 ]

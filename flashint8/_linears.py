@@ -1,4 +1,6 @@
-"""Which layers are linear ones, where their weight lies, and what keeps one from being quantised."""
+"""Which layers are linear, where their weight lies, what keeps one from being quantised."""
+
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,7 +35,9 @@ def why_not_plain(linear: nn.Module) -> str | None:
             "it is parametrised (torch.nn.utils.parametrize): bake it in first with "
             "torch.nn.utils.parametrize.remove_parametrizations"
         )
-    base = next(cls for cls in type(linear).__mro__ if cls is nn.Linear or _is_conv1d_class(cls))
+    base: Any = next(
+        cls for cls in type(linear).__mro__ if cls is nn.Linear or _is_conv1d_class(cls)
+    )
     if type(linear).forward is not base.forward or "forward" in vars(linear):
         return f"its forward is not nn.Linear's (it is a {type(linear).__name__})"
     if isinstance(linear.weight, nn.parameter.UninitializedParameter):

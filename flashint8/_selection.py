@@ -69,7 +69,9 @@ def select(
         if not is_linear(module):
             continue
         forced = any(map(force, module_names))
-        reason = None if forced else _unwanted(module_names, module, patterns, filter_fn, min_features)
+        reason = (
+            None if forced else _unwanted(module_names, module, patterns, filter_fn, min_features)
+        )
         reason = reason or _why_not(module, owners)
         if reason is None and id(module) in fast_path:
             reason = "the fast path of nn.TransformerEncoderLayer reads its weight directly"

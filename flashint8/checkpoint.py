@@ -8,6 +8,7 @@ import ctypes
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,19 +35,22 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
+CRC_KEY = "flashint8.crc32"  # metadata that our files have: JSON of each tensor's CRC-32, in hex
+TIED_KEY = "flashint8.tied"  # metadata likewise: JSON of names left out, and whose tensor they are
 INDEX_SUFFIX = ".safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: file, byte range in it, dtype and shape."""
+    """Where one tensor lies: file, byte range in it, dtype, shape, and its check sum if known."""
 
     file: Path
     begin: int
     end: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    crc32: str | None
 
 
 class Checkpoint:
@@ -129,7 +133,8 @@ class Checkpoint:
 
         Raises:
             KeyError: there is no such name.
-            ValueError: the file has changed since its header was read.
+            ValueError: the file has changed since its header was read, or its check sum (files that
+                flashint8 wrote have one for each tensor) is not that of the data.
         """
         entry = self._entry(name)
         device = torch.device(device)
@@ -142,6 +147,8 @@ class Checkpoint:
             file.seek(entry.begin)
             if _read_into(file, tensor) != entry.end - entry.begin:
                 raise ValueError(f"{entry.file}: {name!r} could not be read whole")
+        if entry.crc32 not in (None, f"{zlib.crc32(tensor_bytes(tensor)):08x}"):
+            raise ValueError(f"{entry.file}: {name!r} is corrupted: its check sum is wrong")
         return tensor.to(device)
 
     def _entry(self, name: str) -> Entry:
@@ -167,7 +174,11 @@ class Checkpoint:
             raise ValueError(f"{path}: broken header: __metadata__ must map strings to strings")
         self.metadata.update(metadata)
         data = 8 + length
-        entries = {name: _parse_entry(path, name, value, data) for name, value in header.items()}
+        sums = _parse_json(path, metadata.get(CRC_KEY, "{}").encode())
+        entries = {
+            name: _parse_entry(path, name, value, data, sums.get(name))
+            for name, value in header.items()
+        }
         _check_layout(path, entries, data, size)
         return entries
 
@@ -229,7 +240,7 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
     return value
 
 
-def _parse_entry(path: Path, name: str, value: Any, data: int) -> Entry:
+def _parse_entry(path: Path, name: str, value: Any, data: int, crc32: str | None) -> Entry:
     place = f"{path}: broken header: {name!r}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{place} must have dtype, shape and data_offsets")
@@ -246,7 +257,7 @@ def _parse_entry(path: Path, name: str, value: Any, data: int) -> Entry:
             f"{place} of {value['dtype']} {tuple(shape)} takes {nbytes} bytes, data_offsets give "
             f"{offsets[1] - offsets[0]}"
         )
-    return Entry(path, data + offsets[0], data + offsets[1], dtype, tuple(shape))
+    return Entry(path, data + offsets[0], data + offsets[1], dtype, tuple(shape), crc32)
 
 
 def _are_sizes(value: Any) -> bool:

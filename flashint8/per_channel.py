@@ -1,4 +1,4 @@
-"""`quantize_per_channel`: the operator's absmax, and a search for the scale of least squared error."""
+"""`quantize_per_channel`: the operator's absmax, and a search for the least squared error."""
 
 import torch
 from torch import Tensor

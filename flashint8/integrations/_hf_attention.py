@@ -157,13 +157,18 @@ def mask_or_sdpa(*args: Any, **kwargs: Any) -> Tensor | None:
         return _hf_mask.interval_mask(*args, **kwargs)
     except ValueError as error:
         warnings.warn(f"torch's attention is used: {error}", stacklevel=2)
-    mask: Tensor | None = masking_utils.sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    mask: Tensor | None = masking_utils.sdpa_mask(
+        *args, **{**kwargs, "allow_is_causal_skip": False}
+    )
     return mask
 
 
 def _why_not(attention_mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> str | None:
     """What the kernel cannot express in a call, in words; None if nothing."""
-    if attention_mask is not None and _hf_mask.read(attention_mask, attention_mask.shape[0]) is None:
+    if (
+        attention_mask is not None
+        and _hf_mask.read(attention_mask, attention_mask.shape[0]) is None
+    ):
         shape, dtype = tuple(attention_mask.shape), attention_mask.dtype
         return f"a mask of one's own (shape {shape}, {dtype}) is"
     if dropout:

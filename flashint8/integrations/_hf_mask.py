@@ -45,7 +45,7 @@ def read(mask: Tensor, batch: int) -> Interval | None:
     """What `interval_mask` has put into a mask; None if it is another one."""
     if mask.dtype != torch.int32 or mask.dim() != 4 or mask.shape[1] != 1:
         return None
-    kind = _SHAPES.get(tuple(mask.shape[2:]))
+    kind = _SHAPES.get((mask.shape[2], mask.shape[3]))
     if kind is None:
         return None
     rows = mask.flatten(1).expand(batch, -1)
@@ -98,7 +98,7 @@ def interval_mask(
         if causal:
             _check(
                 attention_mask.shape[-1] >= end,
-                f"attention_mask has {attention_mask.shape[-1]} places, fewer than there are tokens",
+                f"attention_mask has {attention_mask.shape[-1]} places, there are more tokens",
             )
         else:
             end = torch.minimum(end, stop)

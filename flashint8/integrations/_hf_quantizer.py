@@ -20,12 +20,12 @@ METHOD = "flashint8"
 
 
 class PretrainedQuantLinear(QuantLinear):
-    """A QuantLinear whose int8 buffer is called ``weight_int8``; ``weight`` is another name of it."""
+    """A QuantLinear whose int8 buffer is called ``weight_int8``; ``weight`` is an alias."""
 
     WEIGHT_NAME = "weight_int8"
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override]
+    def weight(self) -> Tensor:
         """(out_features, in_features) int8."""
         tensor = self._buffers[self.WEIGHT_NAME]
         assert tensor is not None
@@ -62,7 +62,9 @@ class FlashInt8Config(QuantizationConfigMixin):  # type: ignore[misc]
     ) -> None:
         check_method(method, "FlashInt8Config")
         if quant_method != METHOD:
-            raise ValueError(f"FlashInt8Config: quant_method must be {METHOD}, got {quant_method!r}")
+            raise ValueError(
+                f"FlashInt8Config: quant_method must be {METHOD}, got {quant_method!r}"
+            )
         if isinstance(skip, str):
             raise TypeError(f"FlashInt8Config: skip must be a list of names, got {skip!r}")
         self.quant_method = quant_method
@@ -114,9 +116,7 @@ class FlashInt8Quantizer(HfQuantizer):  # type: ignore[misc]
         self._names = {name: names for names in chosen for name in names}
         if self.pre_quantized:
             for names in chosen:
-                swap(
-                    model, names, PretrainedQuantLinear.empty_like(model.get_submodule(names[0]))
-                )
+                swap(model, names, PretrainedQuantLinear.empty_like(model.get_submodule(names[0])))
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **kwargs: Any) -> bool:
         module, _, tensor = param_name.rpartition(".")
@@ -230,7 +230,7 @@ def _present(model: Any, layers: Iterable[str]) -> set[str]:
     """Names of the folder's int8 layers in this model, which may be its base or be built on it."""
     modules = dict(model.named_modules())
     prefix = model.base_model_prefix + "."
-    found = set()
+    found: set[str] = set()
     for name in layers:
         spellings = (name, prefix + name, name.removeprefix(prefix))
         found.update(s for s in spellings if s in modules)
