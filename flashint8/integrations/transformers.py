@@ -21,6 +21,7 @@ from flashint8.integrations._hf_attention import (
     use_attention,
 )
 from flashint8.integrations._hf_attention import register as _register_attention
+from flashint8.integrations._hf_load import load_int8
 from flashint8.integrations._hf_mask import interval_mask
 from flashint8.integrations._hf_quantizer import (
     FlashInt8Config,
@@ -40,5 +41,6 @@ __all__ = [
     "adopt",
     "attention_forward",
     "interval_mask",
+    "load_int8",
     "use_attention",
 ]
