@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip",
         metavar="PATTERN",
         action="append",
-        help="leave layers of this name alone; may be repeated (default: lm_head; for files without "
-        f"a model: {', '.join(NOT_LINEAR)})",
+        help="leave layers of this name alone; may be repeated (default: lm_head; for files "
+        f"without a model: {', '.join(NOT_LINEAR)})",
     )
     parser.add_argument(
         "--min-features", type=int, default=0, metavar="N", help="leave smaller layers alone"
