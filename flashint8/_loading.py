@@ -99,21 +99,23 @@ class _Source:
         self.tied: dict[str, str] = json.loads(checkpoint.metadata.get(TIED_KEY, "{}"))
         self.used: set[str] = set()
 
+    def _stored(self, name: str) -> str | None:
+        """The name of the tensor in the checkpoint that `name` means; None if it has none."""
+        stored = name if name in self.checkpoint else self.tied.get(name)
+        return stored if stored in self.checkpoint else None
+
     def find(self, names: Iterable[str]) -> str | None:
         """The tensor that the first known of these names means; all of them count as used."""
-        found = None
-        for name in names:
-            actual = name if name in self.checkpoint else self.tied.get(name)
-            if actual is not None and actual in self.checkpoint:
-                self.used.add(actual)
-                found = found or actual
-        return found
+        stored = [name for name in map(self._stored, names) if name is not None]
+        self.used.update(stored)
+        return stored[0] if stored else None
 
     def int8_weight(self, layer: str) -> str | None:
         """The int8 weight of a layer, if it is there in that form."""
         for name in (f"{layer}.weight_int8", f"{layer}.weight"):
-            if name in self.checkpoint and self.checkpoint.dtype(name) == torch.int8:
-                return name
+            stored = self._stored(name)
+            if stored is not None and self.checkpoint.dtype(stored) == torch.int8:
+                return stored
         return None
 
 

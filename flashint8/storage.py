@@ -112,7 +112,7 @@ def load_quantized(
     for commit in commits:
         commit()
     _place_buffers(model, plan, target)
-    report.swapped = [job.name for job in plan.jobs if isinstance(job, LinearJob)]
+    report.swapped = [job.name for job in plan.jobs if isinstance(job, LinearJob) and job.new]
     report.bytes_after = model_bytes(model)
     adopt_pretrained(model, method)
     return report
