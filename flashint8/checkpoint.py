@@ -7,6 +7,7 @@ JSON header of dtype, shape and place of each tensor; the data. Nothing here run
 import ctypes
 import json
 import math
+import mmap
 import os
 import zlib
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ MAX_HEADER = 100_000_000  # bytes; the format's own limit
 CRC_KEY = "flashint8.crc32"  # metadata that our files have: JSON of each tensor's CRC-32, in hex
 TIED_KEY = "flashint8.tied"  # metadata likewise: JSON of names left out, and whose tensor they are
 INDEX_SUFFIX = ".safetensors.index.json"
+_OWN_PAGES = 1 << 20  # bytes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -140,7 +142,7 @@ class Checkpoint:
         device = torch.device(device)
         if device.type == "meta":
             return torch.empty(entry.shape, dtype=entry.dtype, device=device)
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        tensor = _empty(entry)
         with entry.file.open("rb") as file:
             if _stamp(file) != self._stamps[entry.file]:
                 raise ValueError(f"{entry.file}: the file has changed since it was opened")
@@ -275,6 +277,19 @@ def _check_layout(path: Path, entries: Mapping[str, Entry], data: int, size: int
     if size != at:
         kind = "truncated" if size < at else "too long"
         raise ValueError(f"{path}: {kind}: {size} bytes, its header describes {at}")
+
+
+def _empty(entry: Entry) -> Tensor:
+    """Memory for a tensor. Large ones get pages of their own, which go back to the system at once.
+
+    malloc would keep them, and give parts of them to the int8 tensors made in between: the holes
+    then grow with every tensor that is read.
+    """
+    nbytes = entry.end - entry.begin
+    if nbytes < _OWN_PAGES:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=entry.dtype).view(entry.shape)
 
 
 def _stamp(file: BinaryIO) -> tuple[int, ...]:
