@@ -112,7 +112,10 @@ class FlashInt8Quantizer(HfQuantizer):  # type: ignore[misc]
                     f"layer of this {type(model).__name__}"
                 )
         else:
-            chosen = select(model, METHOD, config.skip, None, config.min_features).chosen
+            tied = _tied_layers(model)
+            chosen = select(
+                model, METHOD, config.skip, lambda name, _: name not in tied, config.min_features
+            ).chosen
         self._names = {name: names for names in chosen for name in names}
         if self.pre_quantized:
             for names in chosen:
@@ -136,6 +139,8 @@ class FlashInt8Quantizer(HfQuantizer):  # type: ignore[misc]
             raise ValueError(f"flashint8: {name}: {error}") from error
         if isinstance(linear.bias, Tensor):  # on meta, if it comes after the weight
             quant.bias = linear.bias.detach()
+        for tensor in quant.buffers():  # else transformers would draw them anew
+            tensor._is_hf_initialized = not tensor.is_meta  # type: ignore[attr-defined]
         swap(model, self._names[name], quant)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
@@ -224,6 +229,12 @@ def _adopt_one(model: Any, method: str) -> None:
     model.config.quantization_config = config
     model.is_quantized = True
     model.quantization_method = METHOD
+
+
+def _tied_layers(model: Any) -> set[str]:
+    """Layers whose weight will be another's: on meta, transformers has not tied them yet."""
+    pairs = getattr(model, "all_tied_weights_keys", {}).items()
+    return {name.removesuffix(".weight") for pair in pairs for name in pair}
 
 
 def _present(model: Any, layers: Iterable[str]) -> set[str]:
