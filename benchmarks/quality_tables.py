@@ -34,7 +34,13 @@ def _mib(number: float) -> str:
 
 
 def _quality(result: Result) -> tuple[list[str], list[list[str]]]:
-    header = ["dtype", "weights", "MiB of weights", "MiB more while loading", "perplexity"]
+    header = [
+        "dtype",
+        "weights",
+        "MiB of weights",
+        "MiB more in memory after the answer",
+        "perplexity",
+    ]
     header += ["change", "answer"]
     lines = []
     for row in result["rows"]:
@@ -46,7 +52,7 @@ def _quality(result: Result) -> tuple[list[str], list[list[str]]]:
                     row["case"]["dtype"],
                     NAMES[name],
                     _mib(method["weights_bytes"]),
-                    _mib(method["load_peak_bytes"]),
+                    _mib(method["resident_bytes"]),
                     f"{method['perplexity']:.3f}",
                     "" if name == "torch_linear" else f"{100 * change:+.2f}%",
                     method["answer"].replace("|", "\\|").replace("\n", " "),

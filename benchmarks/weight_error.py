@@ -85,7 +85,7 @@ def main() -> None:
     screen = Console()
     torch.manual_seed(args.seed)
     source = Path(args.model) if args.model else default_model()
-    rows = []
+    environment, rows = describe(device, args.seed), []
     for part in (random_weights(2048, 2048), model_weights(source)):
         for name, weights in part:
             n, k = weights[0].shape
@@ -93,7 +93,7 @@ def main() -> None:
             methods = {m: measure(weights, how, device) for m, how in METHODS.items()}
             rows.append({"case": case, "methods": methods})
             screen.print(f"{name}: {methods}")
-    save(args.out, "weight_error", None, describe(device, args.seed), {}, rows, screen)
+    save(args.out, "weight_error", None, environment, {}, rows, screen)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def progress_bar(
         TimeRemainingColumn(),
         TextColumn("{task.fields[name]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=console.is_terminal) as progress:
         task = progress.add_task(text, total=total_bytes, name="")
         yield lambda nbytes, name: progress.update(task, advance=nbytes, name=name)
 

@@ -20,9 +20,10 @@ def quantize_per_channel(weight: Tensor, method: str = "absmax") -> tuple[Tensor
 
     "mse": of that scale and smaller ones (which clip the row's largest weights), the one of least
     squared error: a geometric grid down to 0.11 of it, a finer one around the best, then the
-    scale that least squares gives those integers. Rows with a few large weights gain, others stay
-    at absmax; no row's error grows. The same bits on every run. The idea of searching the clip is
-    that of Banner et al. (arXiv:1810.05723); the alternation that of k-means (Lloyd).
+    scale that least squares gives those integers. No row's error grows; the same bits on every run.
+    With 8 bits there is little to gain but in very long rows with a few large weights, and the
+    largest weights lose most: measure what matters to you. The idea of searching the clip is that
+    of Banner et al. (arXiv:1810.05723); the alternation that of k-means (Lloyd).
 
     Args:
         weight: (N, K), float16, bfloat16 or float32, any strides.
