@@ -14,6 +14,15 @@ In such folders the int8 tensor is called ``weight_int8``: a program that has no
 module reports missing weights, and does not take integers for a 16-bit weight.
 """
 
+import inspect
+
+from transformers import __version__, masking_utils
+
+if "q_offset" not in inspect.signature(masking_utils.sdpa_mask).parameters:
+    raise ImportError(
+        f"flashint8.integrations.transformers needs transformers 5.23 or newer, got {__version__}"
+    )
+
 from flashint8.integrations._hf_attention import (
     ATTENTION,
     ATTENTION_OR_SDPA,
