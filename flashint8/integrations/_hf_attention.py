@@ -154,7 +154,8 @@ def attention_or_sdpa_forward(
 def mask_or_sdpa(*args: Any, **kwargs: Any) -> Tensor | None:
     """`interval_mask`, and torch's boolean mask where that raises a ValueError."""
     try:
-        return _hf_mask.interval_mask(*args, **kwargs)
+        interval: Tensor = _hf_mask.interval_mask(*args, **kwargs)
+        return interval
     except ValueError as error:
         warnings.warn(f"torch's attention is used: {error}", stacklevel=2)
     mask: Tensor | None = masking_utils.sdpa_mask(

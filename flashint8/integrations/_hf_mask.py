@@ -65,6 +65,8 @@ def expand(mask: Interval, seq_len_q: int, seq_len_kv: int, window: int | None) 
     return (seen[:, None] & visible)[:, None]
 
 
+# A compiled graph cannot look into mask functions.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def interval_mask(
     batch_size: int,
     q_length: int,
@@ -79,7 +81,8 @@ def interval_mask(
     """The mask function registered for `fi8`; arguments are transformers'.
 
     The rows of `attention_mask` (B, seen tokens) must be ones between paddings: zeros, ones, zeros.
-    Under torch.compile and CUDA-graph capture that is asserted on the device, else on the host.
+    During CUDA-graph capture that is asserted on the device, else on the host. Under torch.compile
+    this runs between two graphs; ``generate`` calls it outside of them, and loses nothing.
 
     Returns:
         An int32 mask as this file describes it.
@@ -168,7 +171,7 @@ def _ones(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
 def _check(fine: Tensor, message: str) -> None:
     """Raises ValueError where not all are true; where the host may not look, asserts on device."""
     text = f"fi8: {message}; only padding at the ends is supported"
-    if torch.compiler.is_compiling() or (fine.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if fine.is_cuda and torch.cuda.is_current_stream_capturing():
         torch._assert_async(fine.all(), text)
     elif not bool(fine.all()):
         raise ValueError(text)
