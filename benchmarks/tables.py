@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import quality_tables
 from report import best_key, best_peer, format_us, geometric_mean, p50, speedups
 
 REGION = re.compile(
@@ -177,7 +178,7 @@ def table_of_trace(result: Result) -> str:
     return markdown(["block", "operator", "calls", "us", "share"], lines)
 
 
-def caption(result: Result) -> str:
+def origin(result: Result) -> str:
     """Where the numbers come from."""
     env, ceilings = result["environment"], result["ceilings"]
     parts = [env["device"]]
@@ -195,9 +196,14 @@ def caption(result: Result) -> str:
         parts.append(f"commit {env['git'][:10]}{' with changes' if env['dirty'] else ''}")
     if env.get("date"):
         parts.append(env["date"])
+    return ", ".join(parts)
+
+
+def caption(result: Result) -> str:
+    """Where the numbers come from, and what they are."""
     key = best_key(result["rows"])
     how = "medians of CUDA-graph replays" if key == "graph_us" else "medians"
-    return f"<sub>{', '.join(parts)}; {how}; in brackets: times our time.</sub>\n"
+    return f"<sub>{origin(result)}; {how}; in brackets: times our time.</sub>\n"
 
 
 def render(path: Path, words: Sequence[str] = ()) -> str:
@@ -205,8 +211,11 @@ def render(path: Path, words: Sequence[str] = ()) -> str:
     result = load(path)
     if result["benchmark"] == "trace":
         return f"\n{table_of_trace(result)}\n"
-    table = table_of_means if "summary" in words else table_of_rows
-    return f"\n{table(result, words)}\n{caption(result)}\n"
+    if result["benchmark"] in quality_tables.BENCHMARKS:
+        table = markdown(*quality_tables.cells(result))
+        return f"\n{table}\n<sub>{origin(result)}; {quality_tables.note(result)}.</sub>\n\n"
+    rendered = table_of_means if "summary" in words else table_of_rows
+    return f"\n{rendered(result, words)}\n{caption(result)}\n"
 
 
 def rewrite(text: str, reference: Path) -> str:

@@ -6,12 +6,13 @@ from flashint8.functional import (
     attention,
     attention_with_lse,
     int8_linear,
-    quantize_per_channel,
     scaled_dot_product_attention,
 )
 from flashint8.modules import CausalSelfAttention, QuantLinear
+from flashint8.per_channel import quantize_per_channel
 from flashint8.plan import Card, Plan, explain
 from flashint8.quantize import QuantizeReport, quantize_model
+from flashint8.storage import load_quantized, save_quantized
 
 __all__ = [
     "Card",
@@ -25,9 +26,7 @@ __all__ = [
     "attention_with_lse",
     "explain",
     "int8_linear",
+    "load_quantized",
     "quantize_model",
     "quantize_per_channel",
-    "rope_append_",
-    "scaled_dot_product_attention",
-    "silu_mul",
-]
+    "save_quantized",

@@ -23,7 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="info as JSON"
         )
+    from flashint8 import _quantize_command
+
+    _quantize_command.add_arguments(
+        commands.add_parser("quantize", help="make a checkpoint int8, one tensor at a time")
+    )
     options = parser.parse_args(arguments)
+    if options.command == "quantize":
+        return _quantize_command.run(options)
 
     from flashint8 import _info
 

@@ -182,24 +182,6 @@ def int8_linear(
     return _int8_linear(x, weight, weight_scale, bias)
 
 
-def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric int8 quantisation of each output channel (row) by its largest magnitude.
-
-    ``scale[n] = max_k |weight[n, k]| / 127``, ``q = clamp(round_half_even(weight / scale))``. A row
-    of zeros gives zeros and scale 0.
-
-    Args:
-        weight: (N, K), float16, bfloat16 or float32, any strides.
-
-    Returns:
-        q (N, K) int8 and scale (N,) float32, both contiguous, on weight's device.
-
-    Raises:
-        ValueError: weight's rank or dtype, or a NaN or infinity (the message names its row).
-    """
-    return ops.quantize_per_channel(weight.detach())
-
-
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
