@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashint8 import functional
+from flashint8.decoder import rope_append_
 from flashint8.models.cache import KVCache
 from flashint8.models.config import ModelConfig
 
@@ -54,7 +55,7 @@ class FusedAttend:
         v = qkv.as_strided((batch, kv_heads, length, dim), strides, after_k)
         cache = self.cache
         keys, values = cache.layers[0 if self.shared else layer]
-        functional.rope_append_(q, k, v, keys, values, cache.positions, cache.cos_sin)
+        rope_append_(q, k, v, keys, values, cache.positions, cache.cos_sin)
         if self.keys is not None:
             keys, values = keys[:, :, : self.keys], values[:, :, : self.keys]
         out = functional.attention(q, keys, values, self.ends)
@@ -95,7 +96,9 @@ class TorchAttend:
             self.positions = cache.positions[:, None] + columns  # (B, T)
             self.rows = torch.arange(cache.batch_size, device=device)[:, None]
         self.begin = begin if uniform else None
-        keys = length if cache is None else cache.capacity if static else max(cache.lengths) + length
+        keys = (
+            length if cache is None else cache.capacity if static else max(cache.lengths) + length
+        )
         self.keys = keys
         self.mask: Tensor | None = None
         self.causal = length > 1
@@ -148,9 +151,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) ->
     if group > 1 and mask is not None:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         group = 1
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=causal, enable_gqa=group > 1
-    )
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=group > 1)
 
 
 def _naive(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""A decoder's sizes and options: enough to build it, to load it, and to say what memory it takes."""
+"""A decoder's sizes and options: enough to build it, load it, and say what memory it takes."""
 
 import json
 import math
@@ -60,7 +60,9 @@ class ModelConfig:
             )
         for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"ModelConfig: {name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"ModelConfig: {name} must be at least 1, got {getattr(self, name)}"
+                )
         if self.num_heads % self.num_kv_heads != 0:
             raise ValueError(
                 "ModelConfig: num_heads must be a multiple of num_kv_heads, got "
@@ -68,8 +70,7 @@ class ModelConfig:
             )
         if self.activation not in ("gelu_tanh", "gelu", "silu"):
             raise ValueError(
-                "ModelConfig: activation must be gelu_tanh, gelu or silu, got "
-                f"{self.activation!r}"
+                f"ModelConfig: activation must be gelu_tanh, gelu or silu, got {self.activation!r}"
             )
 
     @property
@@ -189,12 +190,12 @@ class ModelConfig:
 
 
 def _scaled(frequency: Tensor, scaling: Mapping[str, Any]) -> Tensor:
-    factor = scaling["factor"]
+    factor = float(scaling["factor"])
     if scaling["rope_type"] == "linear":
         return frequency / factor
     # llama3: long waves are stretched, short ones kept, those between go smoothly over.
-    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = float(scaling["original_max_position_embeddings"]) * frequency / (2 * math.pi)
+    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
     smooth = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - smooth) * frequency / factor + smooth * frequency
 
@@ -221,9 +222,7 @@ PRESETS: Mapping[str, ModelConfig] = {
     "gpt2-medium": _gpt2(1024, 24, 16),
     "gpt2-large": _gpt2(1280, 36, 20),
     "gpt2-xl": _gpt2(1600, 48, 25),
-    "smollm2-135m": ModelConfig(
-        "llama", 49152, 576, 30, 9, 3, 64, 1536, 8192, rope_theta=100000.0
-    ),
+    "smollm2-135m": ModelConfig("llama", 49152, 576, 30, 9, 3, 64, 1536, 8192, rope_theta=100000.0),
     "llama-3b": ModelConfig(
         "llama", 128256, 3072, 28, 24, 8, 128, 8192, 131072, rope_theta=500000.0
     ),
@@ -231,4 +230,4 @@ PRESETS: Mapping[str, ModelConfig] = {
         "llama", 32000, 4096, 32, 32, 32, 128, 11008, 4096, tie_embeddings=False
     ),
 }
-"""Sizes by name: GPT-2's four, SmolLM2-135M, and the shapes of a Llama of 3B and of 7B parameters."""
+"""Sizes by name: GPT-2's four, SmolLM2-135M, the shapes of a Llama of 3B and of 7B parameters."""

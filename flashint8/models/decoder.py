@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashint8 import functional
 from flashint8._checks import FLOAT_DTYPES, dtype_name
+from flashint8.decoder import add_norm_
 from flashint8.models.attention import BACKENDS, Attend, FusedAttend, TorchAttend
 from flashint8.models.cache import KVCache
 from flashint8.models.config import ModelConfig
@@ -51,11 +51,9 @@ class Norm(nn.Module):
 
     def forward(self, residual: Tensor, x: Tensor | None) -> Tensor:
         """residual (B, T, C), x the same or None for no addition; residual changes in place."""
+        if self.fused:
+            return add_norm_(residual, x, self.weight, self.bias, eps=self.eps, rms=self.rms)
         if x is not None:
-            if self.fused:
-                return functional.add_norm_(
-                    residual, x, self.weight, self.bias, eps=self.eps, rms=self.rms
-                )
             residual.add_(x)
         shape = self.weight.shape
         if self.rms:
@@ -152,7 +150,9 @@ class Decoder(nn.Module):
             rms = self.architecture == "llama"
             return Norm(config.hidden_size, config.norm_eps, rms, fused, device, dtype)
 
-        def linear(inputs: int, outputs: int, bias: bool, int8: bool = linears == "int8") -> nn.Module:
+        def linear(
+            inputs: int, outputs: int, bias: bool, int8: bool = linears == "int8"
+        ) -> nn.Module:
             if int8:
                 return QuantLinear(inputs, outputs, bias, device=device, dtype=dtype)
             layer = nn.Linear(inputs, outputs, bias, device=device, dtype=dtype)

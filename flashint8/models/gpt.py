@@ -16,9 +16,7 @@ from flashint8.models.decoder import Decoder
 class GeluMlp(nn.Module):
     """``down(gelu(up(x)))``: (B, T, C) -> (B, T, C)."""
 
-    def __init__(
-        self, config: ModelConfig, linear: Callable[[int, int, bool], nn.Module]
-    ) -> None:
+    def __init__(self, config: ModelConfig, linear: Callable[[int, int, bool], nn.Module]) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         self.up = linear(hidden, inner, config.mlp_bias)
@@ -56,8 +54,8 @@ class GPT(Decoder):
         x = super().embed_tokens(tokens, cache)
         length = tokens.shape[1]
         if cache is None:
-            return x + self.position_embed.weight[:length]
+            return x.add_(self.position_embed.weight[:length])
         positions = cache.positions[:, None]
         if length > 1:
             positions = positions + torch.arange(length, device=tokens.device)
-        return x + self.position_embed(positions)
+        return x.add_(self.position_embed(positions))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flashint8 import functional
+from flashint8.decoder import silu_mul
 from flashint8.models.config import ModelConfig
 from flashint8.models.decoder import Decoder
 
@@ -28,7 +28,7 @@ class SwigluMlp(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         result: Tensor
         if self.fused:
-            result = self.down(functional.silu_mul(self.gate_up(x)))
+            result = self.down(silu_mul(self.gate_up(x)))
         else:
             gate, up = self.gate_up(x).chunk(2, dim=-1)
             result = self.down(F.silu(gate) * up)

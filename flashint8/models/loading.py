@@ -156,17 +156,9 @@ def load_weights(model: Decoder, source: Source, device: torch.device | str) -> 
         else:
             flip = transposed and isinstance(module, nn.Linear) and target.startswith("blocks.")
             _load_float(module, names, part.sources, flip, device, model.dtype)
-    if config.tie_embeddings and model.embed is not None and isinstance(model.lm_head, nn.Linear):
-        model.lm_head.weight = model.embed.weight
-    elif config.tie_embeddings and model.embed is not None:
-        raise AssertionError("a tied int8 head has no embedding of its own")
-
-
-def _rows(weight: Tensor, flip: bool) -> Iterator[Tensor]:
-    """A weight's rows in pieces of at most PIECE_BYTES."""
-    weight = weight.t() if flip else weight
-    count = max(1, PIECE_BYTES // max(1, weight.shape[1] * weight.element_size()))
-    yield from weight.split(count)
+    if config.tie_embeddings and model.embed is not None:
+        assert isinstance(model.embed.weight, nn.Parameter)
+        model.lm_head.register_parameter("weight", model.embed.weight)
 
 
 def _check(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -187,36 +179,45 @@ def _load_quantized(
     scale = torch.empty(shape[0], dtype=torch.float32, device=device)
     row = 0
     for name in sources:
-        stored = names.need(f"{name}.weight")
-        if stored.dim() != 2 or stored.shape[0 if flip else 1] != shape[1]:
-            want = (shape[1], "N") if flip else ("N", shape[1])
-            raise ValueError(
-                f"load: {name}.weight has shape {tuple(stored.shape)}, expected "
-                f"({want[0]}, {want[1]})"
-            )
-        stored_scale = names.get(f"{name}.weight_scale")
-        begin = row
-        for piece in _rows(stored, flip):
-            end = row + piece.shape[0]
-            if end > shape[0]:
-                raise ValueError(
-                    f"load: {' and '.join(sources)} have more rows than the {shape[0]} expected"
-                )
-            if stored_scale is not None:
-                weight[row:end] = piece.to(device)
-            else:
-                weight[row:end], scale[row:end] = functional.quantize_per_channel(piece.to(device))
-            row = end
-        if stored_scale is not None:
-            scale[begin:row] = stored_scale.reshape(-1).to(device)
-    _check(f"{' and '.join(sources)}: the rows", (row,), (shape[0],))
+        row = _quantize_rows(weight, scale, row, names, name, flip)
+    _check(f"{' and '.join(sources)}: rows", (row,), (shape[0],))
     module.weight, module.weight_scale = weight, scale
     if module.bias is not None:
         module.bias = _bias(names, sources, shape[0], device, dtype)
 
 
+def _quantize_rows(
+    weight: Tensor, scale: Tensor, row: int, names: _Names, name: str, flip: bool
+) -> int:
+    """Fills rows from `row` on with the tensor `name`; returns where they end."""
+    stored = names.need(f"{name}.weight")
+    stored = stored.t() if flip else stored
+    end = row + stored.shape[0]
+    _check(f"{name}.weight", tuple(stored.shape), (stored.shape[0], weight.shape[1]))
+    if end > weight.shape[0]:
+        raise ValueError(
+            f"load: {name}.weight has shape {tuple(stored.shape)}, only {weight.shape[0] - row} "
+            "rows more are expected"
+        )
+    stored_scale = names.get(f"{name}.weight_scale")
+    if stored_scale is not None:
+        weight[row:end] = stored
+        scale[row:end] = stored_scale.reshape(-1)
+        return end
+    for piece in stored.split(max(1, PIECE_BYTES // (stored.shape[1] * stored.element_size()))):
+        end = row + piece.shape[0]
+        quantized = functional.quantize_per_channel(piece.to(weight.device))
+        weight[row:end], scale[row:end] = quantized
+        row = end
+    return row
+
+
 def _bias(
-    names: _Names, sources: tuple[str, ...], size: int, device: torch.device | str, dtype: torch.dtype
+    names: _Names,
+    sources: tuple[str, ...],
+    size: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
 ) -> Tensor:
     bias = torch.cat([names.need(f"{name}.bias").to(device, dtype) for name in sources])
     _check(f"{' and '.join(sources)}: bias", tuple(bias.shape), (size,))
@@ -235,18 +236,23 @@ def _load_float(
     weight = torch.empty(expected, dtype=dtype, device=device)
     row = 0
     for name in sources:
-        stored = names.need(f"{name}.weight")
-        stored = stored.t() if flip else stored
-        end = row + stored.shape[0]
-        _check(f"{name}.weight", (min(end, expected[0]), *stored.shape[1:]), (end, *expected[1:]))
-        weight[row:end].copy_(stored)
-        row = end
-    _check(f"{' and '.join(sources)}: the rows", (row,), expected[:1])
+        row = _copy_rows(weight, row, names, name, flip)
+    _check(f"{' and '.join(sources)}: rows", (row,), expected[:1])
     module.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
     if module._parameters.get("bias") is not None:
-        # A bias that nanoGPT's bias=False left out is zero; elsewhere it must be there.
         bias = _bias(names, sources, expected[0], device, dtype)
         module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+
+
+def _copy_rows(weight: Tensor, row: int, names: _Names, name: str, flip: bool) -> int:
+    stored = names.need(f"{name}.weight")
+    stored = stored.t() if flip else stored
+    end = row + stored.shape[0]
+    fits = stored.shape[1:] == weight.shape[1:] and end <= weight.shape[0]
+    if not fits:
+        _check(f"{name}.weight", tuple(stored.shape), (weight.shape[0] - row, *weight.shape[1:]))
+    weight[row:end].copy_(stored)
+    return end
 
 
 def from_source(
