@@ -20,9 +20,12 @@ BACKENDS = ("flashint8", "sdpa", "naive")
 
 
 class Attend(Protocol):
-    """Takes a layer's fused qkv product (B, T, qkv_features) to its attention (B, T, Hq * D)."""
+    """Takes a layer's fused qkv product (B, T, qkv_features) to its attention (B, T, Hq * D).
 
-    def __call__(self, qkv: Tensor, layer: int) -> Tensor: ...
+    `keys` and `values` are the layer's cache, (B, num_kv_heads, S, D) each, or both None.
+    """
+
+    def __call__(self, qkv: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor: ...
 
 
 class FusedAttend:
@@ -30,21 +33,25 @@ class FusedAttend:
 
     Args:
         config: of the model.
-        cache: filled up to its lengths; the new keys and values go behind them. A cache of one
-            layer serves all layers of a forward that keeps nothing.
+        cache: filled up to its lengths; the new keys and values go behind them.
         length: new positions T of each row.
         static: whether nothing may depend on the host's lengths (a graph will replay this).
     """
 
     def __init__(self, config: ModelConfig, cache: KVCache, length: int, static: bool) -> None:
         self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        self.head_dim, self.cache, self.length = config.head_dim, cache, length
+        self.head_dim, self.positions, self.cos_sin = (
+            config.head_dim,
+            cache.positions,
+            cache.cos_sin,
+        )
         self.ends = cache.ends if length == 1 else cache.positions + length
         # The plan of a prompt goes by the keys it is given; one token's goes by the whole cache.
         self.keys = None if static or length == 1 else max(cache.lengths) + length
-        self.shared = len(cache.layers) == 1
 
-    def __call__(self, qkv: Tensor, layer: int) -> Tensor:
+    def __call__(self, qkv: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor:
+        assert keys is not None
+        assert values is not None
         batch, length, width = qkv.shape
         heads, kv_heads, dim = self.num_heads, self.num_kv_heads, self.head_dim
         strides = (length * width, dim, width, 1)
@@ -53,9 +60,7 @@ class FusedAttend:
         q = qkv.as_strided((batch, heads, length, dim), strides, first)
         k = qkv.as_strided((batch, kv_heads, length, dim), strides, after_q)
         v = qkv.as_strided((batch, kv_heads, length, dim), strides, after_k)
-        cache = self.cache
-        keys, values = cache.layers[0 if self.shared else layer]
-        rope_append_(q, k, v, keys, values, cache.positions, cache.cos_sin)
+        rope_append_(q, k, v, keys, values, self.positions, self.cos_sin)
         if self.keys is not None:
             keys, values = keys[:, :, : self.keys], values[:, :, : self.keys]
         out = functional.attention(q, keys, values, self.ends)
@@ -85,7 +90,7 @@ class TorchAttend:
         naive: bool,
         like: Tensor,
     ) -> None:
-        self.config, self.cache, self.length, self.naive = config, cache, length, naive
+        self.config, self.length, self.naive = config, length, naive
         device = like.device
         columns = torch.arange(length, device=device)
         uniform = cache is None or (not static and len(set(cache.lengths)) == 1)
@@ -113,7 +118,7 @@ class TorchAttend:
             half = config.head_dim // 2
             self.cos_sin = (angles[..., :half], angles[..., half:])
 
-    def __call__(self, qkv: Tensor, layer: int) -> Tensor:
+    def __call__(self, qkv: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor:
         config = self.config
         batch, length, _ = qkv.shape
         q_heads, kv_heads = config.num_heads, config.num_kv_heads
@@ -121,8 +126,8 @@ class TorchAttend:
         q, k, v = heads.split((q_heads, kv_heads, kv_heads), dim=1)
         if self.cos_sin is not None:
             q, k = _rotate(q, *self.cos_sin), _rotate(k, *self.cos_sin)
-        if self.cache is not None:
-            k, v = self._append(k, v, *self.cache.layers[layer])
+        if keys is not None and values is not None:
+            k, v = self._append(k, v, keys, values)
         out = (_naive if self.naive else _sdpa)(q, k, v, self.mask, self.causal)
         return out.transpose(1, 2).reshape(batch, length, q_heads * config.head_dim)
 

@@ -52,10 +52,14 @@ class KVCache:
                 f"positions, got {capacity}"
             )
         self.batch_size, self.capacity = batch_size, capacity
-        layers = config.num_layers if num_layers is None else num_layers
-        shape = (layers, 2, batch_size, config.num_kv_heads, capacity, config.head_dim)
-        self._data = torch.zeros(shape, dtype=dtype, device=device)
-        self.layers: list[tuple[Tensor, Tensor]] = [(pair[0], pair[1]) for pair in self._data]
+        shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
+        self.layers: list[tuple[Tensor, Tensor]] = [
+            (
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+            )
+            for _ in range(config.num_layers if num_layers is None else num_layers)
+        ]
         self._bounds = torch.zeros(2, batch_size, dtype=torch.int32, device=device)
         self.positions, self.ends = self._bounds.unbind(0)
         self.lengths = [0] * batch_size
@@ -67,7 +71,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return self._data.nbytes
+        return sum(k.nbytes + v.nbytes for k, v in self.layers)
 
     def reset(self) -> None:
         """Forgets everything; the memory stays."""

@@ -5,6 +5,7 @@ A block is ``x + attention(norm(x))``, then ``x + mlp(norm(x))``. It is computed
 """
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import ClassVar
 
 import torch
@@ -86,10 +87,17 @@ class Block(nn.Module):
         self.norm2 = norm()
         self.mlp = mlp
 
-    def forward(self, residual: Tensor, x: Tensor | None, attend: Attend, layer: int) -> Tensor:
+    def forward(
+        self,
+        residual: Tensor,
+        x: Tensor | None,
+        attend: Attend,
+        keys: Tensor | None,
+        values: Tensor | None,
+    ) -> Tensor:
         """What is to be added to the residual (B, T, C) next; the residual changes in place."""
         x = self.qkv(self.norm1(residual, x))
-        x = self.proj(attend(x, layer))
+        x = self.proj(attend(x, keys, values))
         x = self.norm2(residual, x)
         result: Tensor = self.mlp(x)
         return result
@@ -265,15 +273,17 @@ class Decoder(nn.Module):
         length = tokens.shape[1]
         residual = self.embed_tokens(tokens, cache)
         attend: Attend
+        layers: Sequence[tuple[Tensor | None, Tensor | None]]
         if self.attention == "flashint8":
-            if cache is None:
+            if cache is None:  # one layer's, for all of them: nothing is kept
                 scratch = (self.config, tokens.shape[0], length)
                 cache = KVCache(*scratch, dtype=self.dtype, device=residual.device, num_layers=1)
             attend = FusedAttend(self.config, cache, length, static)
         else:
             naive = self.attention == "naive"
             attend = TorchAttend(self.config, cache, length, static, naive, residual)
+        layers = [(None, None)] if cache is None else cache.layers
         x = None
-        for layer, block in enumerate(self.blocks):
-            x = block(residual, x, attend, layer)
+        for block, (keys, values) in zip(self.blocks, cycle(layers), strict=False):
+            x = block(residual, x, attend, keys, values)
         return self.norm(residual, x)  # type: ignore[no-any-return]
