@@ -1,6 +1,7 @@
 """The keys and values of what a model has read so far, in memory taken once."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,13 +54,9 @@ class KVCache:
             )
         self.batch_size, self.capacity = batch_size, capacity
         shape = (batch_size, config.num_kv_heads, capacity, config.head_dim)
-        self.layers: list[tuple[Tensor, Tensor]] = [
-            (
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
-            )
-            for _ in range(config.num_layers if num_layers is None else num_layers)
-        ]
+        zeros = partial(torch.zeros, shape, dtype=dtype, device=device)
+        layers = config.num_layers if num_layers is None else num_layers
+        self.layers: list[tuple[Tensor, Tensor]] = [(zeros(), zeros()) for _ in range(layers)]
         self._bounds = torch.zeros(2, batch_size, dtype=torch.int32, device=device)
         self.positions, self.ends = self._bounds.unbind(0)
         self.lengths = [0] * batch_size
