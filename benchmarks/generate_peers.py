@@ -88,7 +88,7 @@ def with_weights(model: Any, **options: Any) -> Any:
     other = kind(model.config, dtype=model.dtype, device="meta", **options)
     state = model.state_dict()
     if other.embed is None:
-        state.pop("embed.weight")
+        state.pop("embed.weight", None)
     other.load_state_dict(state, assign=True)
     return other
 
