@@ -10,9 +10,9 @@ import pytest
 import torch
 from model_cases import TINY_GPT, TINY_LLAMA
 
-from flashint8 import Fit, will_it_fit
+from flashint8 import will_it_fit
 from flashint8.cli import main
-from flashint8.fit import Setup, parse_bytes
+from flashint8.fit import Fit, Setup, parse_bytes
 from flashint8.models import GPT, PRESETS, Llama, ModelConfig
 
 CONFIGS = {
