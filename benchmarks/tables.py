@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import generate_tables
 import quality_tables
 from report import best_key, best_peer, format_us, geometric_mean, p50, speedups
 
@@ -211,9 +212,11 @@ def render(path: Path, words: Sequence[str] = ()) -> str:
     result = load(path)
     if result["benchmark"] == "trace":
         return f"\n{table_of_trace(result)}\n"
-    if result["benchmark"] in quality_tables.BENCHMARKS:
-        table = markdown(*quality_tables.cells(result))
-        return f"\n{table}\n<sub>{origin(result)}; {quality_tables.note(result)}.</sub>\n\n"
+    for module in (quality_tables, generate_tables):
+        if result["benchmark"] in module.BENCHMARKS:
+            result["rows"] = filter_rows(result["rows"], words)
+            table = markdown(*module.cells(result))
+            return f"\n{table}\n<sub>{origin(result)}; {module.note(result)}.</sub>\n\n"
     rendered = table_of_means if "summary" in words else table_of_rows
     return f"\n{rendered(result, words)}\n{caption(result)}\n"
 

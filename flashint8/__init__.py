@@ -2,6 +2,7 @@
 
 from flashint8._version import __version__
 from flashint8.decoder import add_norm_, rope_append_, silu_mul
+from flashint8.fit import will_it_fit
 from flashint8.functional import (
     attention,
     attention_with_lse,
@@ -33,4 +34,5 @@ __all__ = [
     "save_quantized",
     "scaled_dot_product_attention",
     "silu_mul",
+    "will_it_fit",
 ]

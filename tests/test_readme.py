@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ BLOCKS = blocks()
 
 
 def prepare(folder: Path, source: str) -> None:
-    """What a block takes as given: a transformers model, in full and in int8; a checkpoint."""
+    """What a block takes as given: a transformers model, in full and in int8; checkpoints."""
     if "my-" in source or "transformers" in source:
         pytest.importorskip("transformers", minversion="5.23")
         from hf_models import make
@@ -38,6 +39,17 @@ def prepare(folder: Path, source: str) -> None:
         model.save_pretrained(folder / "my-int8-model")
     if "bf16.safetensors" in source:
         flashint8.save_quantized(torch.nn.Linear(8, 8).bfloat16(), folder / "bf16.safetensors")
+    if "out/ckpt.pt" in source:  # what nanoGPT's user has: model.py and a checkpoint
+        import nanogpt_model
+
+        (folder / "model.py").write_text(Path(nanogpt_model.__file__).read_text(encoding="utf-8"))
+        config = nanogpt_model.GPTConfig()
+        (folder / "out").mkdir()
+        checkpoint = {
+            "model": nanogpt_model.GPT(config).state_dict(),
+            "model_args": vars(config),
+        }
+        torch.save(checkpoint, folder / "out" / "ckpt.pt")
 
 
 @pytest.mark.parametrize(("line", "source"), BLOCKS, ids=[f"line{line}" for line, _ in BLOCKS])
@@ -47,6 +59,8 @@ def test_example_runs(
     """Each block alone, on the CPU; line numbers of a failure are README's."""
     prepare(tmp_path, source)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "model", raising=False)
     code = compile("\n" * (line - 1) + source, str(README), "exec")
     default = torch.get_default_dtype()
     exec(code, {"__name__": "readme"})
