@@ -99,8 +99,9 @@ def memory_bytes(device: torch.device, key: str) -> int:
 
 def child(args: argparse.Namespace) -> None:
     """One method, in a process of its own; prints its figures as JSON."""
-    import flashint8.integrations.transformers as fi8
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import flashint8.integrations.transformers as fi8
 
     device, dtype = pick_device(args.device), parse_dtype(args.dtype, torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(args.model)

@@ -45,7 +45,12 @@ def every_dtype() -> dict[str, Tensor]:
         name: bits.flatten(1).clone().view(dtype) if name != "BOOL" else bits > 127
         for name, dtype in DTYPES.items()
     }
-    return {**tensors, "empty": torch.empty(0, 3), "scalar": torch.tensor(2.5), "a b.ü": bits[0].clone()}
+    return {
+        **tensors,
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(2.5),
+        "a b.ü": bits[0].clone(),
+    }
 
 
 def test_round_trip_of_every_dtype(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from flashint8 import functional
+from flashint8 import per_channel
 from flashint8.checkpoint import Checkpoint
 from flashint8.models.config import ModelConfig
 from flashint8.models.decoder import Decoder
@@ -206,7 +206,7 @@ def _quantize_rows(
         return end
     for piece in stored.split(max(1, PIECE_BYTES // (stored.shape[1] * stored.element_size()))):
         end = row + piece.shape[0]
-        quantized = functional.quantize_per_channel(piece.to(weight.device))
+        quantized = per_channel.quantize_per_channel(piece.to(weight.device))
         weight[row:end], scale[row:end] = quantized
         row = end
     return row
