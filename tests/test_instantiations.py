@@ -24,8 +24,8 @@ PREFILL += [(128, 16), (128, 32), (128, 64), (128, 128), (256, 64)]
 # (head_dim, 16-byte loads) of the decode kernels
 DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
 # (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm
-GEMV = [(8, 16), (8, 8), (16, 8), (32, 8)]
-GEMM = [(32, 64), (32, 128), (64, 64), (128, 128)]
+GEMV = [(8, 16), (8, 8), (32, 8)]
+GEMM = [(16, 64), (32, 128), (64, 64), (64, 128), (128, 128)]
 
 
 def find(

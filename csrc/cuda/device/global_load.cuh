@@ -16,6 +16,15 @@ __device__ __forceinline__ uint4 load_streaming_16(const void* source, uint64_t 
   return v;
 }
 
+// Asks for the lines of [source, source + bytes) to be brought into L2. Changes nothing else: it
+// may run before the data are final, since L2 is where writes of the whole device meet.
+__device__ __forceinline__ void prefetch_l2(const void* source, int bytes) {
+  const auto* line = static_cast<const uint8_t*>(source);
+  for (int b = 0; b < bytes; b += 128) {
+    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(line + b));
+  }
+}
+
 // 16 bytes that this multiprocessor reads again: kept in L1.
 __device__ __forceinline__ uint4 load_cached_16(const void* source) {
   uint4 v;

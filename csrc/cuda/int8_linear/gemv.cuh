@@ -21,10 +21,12 @@
 
 #include <cuda_runtime.h>
 
+#include "../device/dependent_launch.cuh"
 #include "../device/dequant.cuh"
 #include "../device/global_load.cuh"
 #include "../device/linear_ptx.cuh"
 #include "../device/mma.cuh"
+#include "../overlapped_launch.cuh"
 #include "epilogue.cuh"
 #include "flashint8/plan.h"
 #include "launch.cuh"
@@ -100,6 +102,13 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
     }
   };
 
+  // The first weights may be fetched into L2 while the kernel before this one still runs: that
+  // reads nothing yet.
+  if (lane < kGemvBlockN && warp < num_units) {
+    const int64_t n = int64_t{blockIdx.y} * kGemvBlockN + lane;
+    if (n < p.n) prefetch_l2(p.weight + n * p.weight_stride + int64_t{warp} * kGemvUnit, 1);
+  }
+  wait_for_prerequisite();
   if (static_cast<int>(blockIdx.y) < num_tiles && warp < num_units) {
     load_weights(blockIdx.y, warp);
   }
@@ -141,6 +150,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
       if (next_tile < num_tiles) load_weights(next_tile, more ? unit + kWarps : warp);
     }
 
+    if (tile + static_cast<int>(gridDim.y) >= num_tiles) allow_dependent_launch();
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
       float* destination = &sums[buffer][warp][8 * j + 2 * t][g];
@@ -172,8 +182,7 @@ cudaError_t launch_gemv(const Int8LinearParams& params, const LinearPlan& plan,
                           : int8_linear_gemv_kernel<__nv_bfloat16, kTile>;
   const auto rows = static_cast<unsigned>(ceil_div(params.m, kShape.block_m));
   const dim3 grid(rows, static_cast<unsigned>(plan.num_blocks / rows));
-  kernel<<<grid, 32 * kShape.num_warps, 0, stream>>>(params);
-  return cudaGetLastError();
+  return launch_kernel(kernel, grid, 32 * kShape.num_warps, 0, plan.overlapped, stream, params);
 }
 
 }  // namespace flashint8::cuda

@@ -48,7 +48,8 @@ struct LinearPlan {
   int num_warps = 0;
   int stages = 0;
   bool vectorized = true;
-  int num_splits = 1;  // blocks that share one output tile's k range
+  int num_splits = 1;       // the most blocks that share an output tile
+  bool overlapped = false;  // launched while the kernel before it in the stream still runs
   int64_t num_blocks = 0;
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;
