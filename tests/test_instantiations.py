@@ -104,7 +104,7 @@ def linear_problem(wanted: Callable[..., bool]) -> tuple[int, int, int]:
         return flashint8.explain("int8_linear", x, weight, scale, card=this_card())
 
     problems = itertools.product(
-        (3, 12, 20, 40, 64, 100, 200, 400), (100, 1000, 4100, 11008), (200, 1104, 4112)
+        (3, 12, 20, 40, 64, 100, 200, 400), (100, 1000, 4100, 11008), (208, 1104, 4112)
     )
     ordered = sorted(problems, key=lambda p: p[0] * p[1] * p[2])
     return find(iter(ordered), plan_of, wanted)

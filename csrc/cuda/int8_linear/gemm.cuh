@@ -9,16 +9,17 @@
 // (g, t) reads the weight bytes k = 32h + 8t .. + 7, of which word s (0, 1) holds its four k of mma
 // step s; of x it reads the 16 bytes at the same k: piece 4h + t of a row.
 //
-// Shared memory, a stage: W[block_n][64 bytes], then x[block_m][128 bytes], in 16-byte pieces. The
-// lanes served at once must meet 128 different bytes modulo 128:
+// Shared memory, a stage: for each 64 of k W[block_n][64 bytes], then for each x[block_m][128
+// bytes], in 16-byte pieces. The lanes served at once must meet 128 different bytes modulo 128:
 //  - W reads, 8 bytes x 16 lanes: four rows x 32 bytes. Rows r with r & 2 keep piece c at c ^ 2.
-//    W writes, 16 bytes x 8 lanes: two whole rows.
+//    W writes, 16 bytes x 8 lanes: two whole rows, or one row of two chunks, which would meet: odd
+//    chunks keep row r at r ^ 1.
 //  - x reads, 16 bytes x 8 lanes: two rows x 64 bytes. Odd rows keep piece c at c ^ 4.
 //    x writes, 16 bytes x 8 lanes: one whole row.
 //
-// Time: while a half is multiplied, the weights of the next are read and made 16-bit, one fragment
-// a step, and x is read a step ahead. The barrier stands in the middle of a k tile, where products
-// are queued on both sides of it.
+// Time: while a half is multiplied, the weights of the next are read, and x a step ahead. The
+// barrier stands before the last half of a k tile, where products are queued on both sides of it.
+// What is done beside mma.sync costs by the registers it reads (docs/performance.md).
 #pragma once
 
 #include <cuda_runtime.h>

@@ -23,20 +23,21 @@ struct Rates {
 
 Rates rates_of(int compute_capability) {
   switch (compute_capability) {
-    case 80: return {22.0, 28.0, 1340.0};
-    case 90: return {28.8, 30.4, 1700.0};
+    case 80: return {23.0, 35.0, 1050.0};
+    case 90: return {30.0, 37.0, 1330.0};
     case 86:
-    case 89: return {13.0, 23.0, 670.0};
+    case 89: return {14.0, 28.0, 520.0};
     default:
-      return compute_capability >= 100 && compute_capability < 120 ? Rates{35.0, 33.0, 1700.0}
-                                                                   : Rates{15.0, 23.0, 670.0};
+      return compute_capability >= 100 && compute_capability < 120 ? Rates{37.0, 40.0, 1330.0}
+                                                                   : Rates{16.0, 28.0, 520.0};
   }
 }
 
-constexpr double kLaunchClocks = 7800;    // a launch, its first loads and its last stores
-constexpr double kSplitSumClocks = 1250;  // the second launch, hidden in part
-constexpr double kUnitClocks = 420;       // of every k tile: its barrier and its copies
-constexpr double kOverlap = 0.6;          // what is left of needs that are not the longest
+constexpr double kLaunchClocks = 9000;    // a launch, its first loads and its last stores
+constexpr double kSplitSumClocks = 1050;  // the second launch, hidden in part
+constexpr double kUnitClocks = 120;       // of a k tile, its barrier and copies: of a block alone,
+constexpr double kUnitClocksPerBlock = 110;  // and of each that shares the multiprocessor
+constexpr double kOverlap = 0.5;             // what is left of needs that are not the longest
 constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
 constexpr int kSharedReserved = 1024;  // of each block, by the driver
 
@@ -130,15 +131,13 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
 
   const Rates rates = rates_of(card.compute_capability);
   const double per_sm = static_cast<double>(ceil_div(blocks, card.sm_count));
-  const double units = per_sm * static_cast<double>(ceil_div(tiles * k_tiles, blocks));
-  // A few warps alone on a multiprocessor leave its tensor cores idle half of the time.
-  const double alone = per_sm * plan.num_warps < 8 ? 2.0 : 1.0;
-  const double products = alone * plan.block_k * tile.block_m * tile.block_n / rates.mma;
+  const double units = static_cast<double>(ceil_div(tiles * k_tiles, blocks));
+  const double products = per_sm * plan.block_k * tile.block_m * tile.block_n / rates.mma;
   const double m = static_cast<double>(p.m), n = static_cast<double>(p.n);
   const double k = static_cast<double>(p.k), sms = card.sm_count;
   const double weights = n * k, x = 2.0 * m * k;
   const double needs[] = {
-      units * (products + kUnitClocks),
+      units * (products + kUnitClocks + per_sm * kUnitClocksPerBlock),
       (weights + x + 2.0 * m * n) / (sms * rates.memory_bytes),
       (weights * static_cast<double>(tiles_m) + x * static_cast<double>(tiles_n)) /
           (sms * rates.l2_bytes),
@@ -153,35 +152,30 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
   return c;
 }
 
-// Numbers of blocks worth a try: every multiprocessor filled, with whatever run that gives, and
-// numbers of which the tiles' is a divisor or a multiple.
+// Numbers of blocks worth a try: as many as the card holds at once, each with an equal run; or one
+// for each tile, where that fills it too. Large blocks with short runs are better off alone on a
+// multiprocessor.
 template <typename Try>
 void try_block_counts(const Int8LinearParams& p, const Card& card, const GemmTile& tile,
                       const Try& try_blocks) {
+  constexpr int64_t kShortRun = 8;
   const int64_t tiles = ceil_div(p.m, tile.block_m) * ceil_div(p.n, tile.block_n);
-  const int64_t k_tiles = gemm_k_tiles(p.k, gemm_block_k(tile));
+  const int64_t units = tiles * gemm_k_tiles(p.k, gemm_block_k(tile));
   const int64_t fit = (card.shared_memory_per_block + kSharedReserved) /
                       (gemm_shared_bytes(tile) + kSharedReserved);
-  for (int64_t resident = 1; resident <= std::min<int64_t>(fit, tile.min_blocks); ++resident) {
-    const int64_t room = resident * card.sm_count;
-    if (tiles > room) {
-      try_blocks(room);
-      try_blocks(ceil_div(tiles, ceil_div(tiles, room)));
-      continue;
-    }
-    if (2 * room <= tiles * k_tiles) try_blocks(room);
-    const int64_t most = std::min(room / tiles, std::max<int64_t>(1, k_tiles / 2));
-    for (int64_t splits = most; splits >= 1; splits /= 2) try_blocks(tiles * splits);
-  }
+  const int64_t room = std::min<int64_t>(fit, tile.min_blocks) * card.sm_count;
+  if (room == 0) return;
+  const bool alone = gemm_warps(tile) >= 8 && units < kShortRun * room;
+  try_blocks(std::min(alone ? int64_t{card.sm_count} : room, units));
+  if (tile.block_m >= 64 && tiles > card.sm_count && tiles <= room) try_blocks(tiles);
 }
 
 LinearPlan gemm_plan(const Int8LinearParams& p, const Card& card) {
   Candidate best;
   bool found = false;
   for (const GemmTile& tile : kGemmTiles) {
-    const bool last = &tile == std::end(kGemmTiles) - 1;
-    // Small tiles read the weights too often; with the largest there is always one left.
-    if (!last && 2 * tile.block_m < std::min<int64_t>(p.m, 128)) continue;
+    // Tiles of fewer rows read the weights again for the others.
+    if (tile.block_m < std::min<int64_t>(p.m, 64)) continue;
     try_block_counts(p, card, tile, [&](int64_t blocks) {
       const Candidate c = gemm_candidate(p, card, tile, blocks);
       if (c.plan.workspace_bytes > kMaxWorkspace || (found && c.clocks >= best.clocks)) return;
