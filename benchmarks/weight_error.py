@@ -31,6 +31,9 @@ def random_weights(n: int, k: int) -> Iterator[tuple[str, list[torch.Tensor]]]:
     outliers = torch.randn(n, k)
     outliers[:, :: k // 4] *= 20
     yield "normal, 4 columns 20 times as large", [outliers]
+    long = torch.randn(n // 32, 32 * k)
+    long[:, 0] = 100
+    yield "normal, one weight of 100 in a row", [long]
 
 
 def model_weights(source: Path) -> Iterator[tuple[str, list[torch.Tensor]]]:

@@ -18,6 +18,7 @@ def load_int8(
     source: str | os.PathLike[str],
     config: FlashInt8Config | None = None,
     dtype: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Any, QuantizeReport]:
     """Loads a model from a transformers folder or a .gguf file, quantised, with attention `fi8`.
 
@@ -29,9 +30,10 @@ def load_int8(
         config: what to quantise; not for folders that are int8 already.
         dtype: "float16", "bfloat16" or "float32", of what is not int8; None: the folder's, from a
             .gguf float16.
+        device: where the model goes; a folder's weights one by one (needs accelerate).
 
     Returns:
-        The model, in eval mode on the CPU, and what was done; bytes_before are those of the model
+        The model, in eval mode, and what was done; bytes_before are those of the model
         before, had it been loaded as it was.
 
     Raises:
@@ -51,7 +53,7 @@ def load_int8(
         report = quantize_model(
             model, skip=config.skip, min_features=config.min_features, method=config.method
         )
-        return model, report
+        return model.to(device), report
     base = transformers.AutoConfig.from_pretrained(source)
     names = base.architectures or []
     model_class = getattr(transformers, names[0], None) if names else None
@@ -63,6 +65,7 @@ def load_int8(
         quantization_config=None if quantized else config,
         dtype=dtype or "auto",
         attn_implementation=ATTENTION,
+        device_map=None if torch.device(device).type == "cpu" else str(device),
     )
     return model, _report(model)
 
