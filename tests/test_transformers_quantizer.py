@@ -154,6 +154,12 @@ def test_what_is_chosen(tmp_path: Path) -> None:
     assert_same_model(load(tmp_path / "int8"), everything)
 
 
+def test_no_layer_is_a_warning(tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no layer of this LlamaForCausalLM is quantised"):
+        load(tmp_path, quantization_config=fi8.FlashInt8Config(skip=["*"]))
+
+
 def test_dtype_of_what_is_not_int8(tmp_path: Path) -> None:
     make("gpt2").save_pretrained(tmp_path)
     model = load(tmp_path, quantization_config=fi8.FlashInt8Config(), dtype=torch.bfloat16)

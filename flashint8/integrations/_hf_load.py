@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from flashint8._selection import model_bytes, select
-from flashint8.integrations._hf_attention import ATTENTION
+from flashint8.integrations._hf_attention import use_attention
 from flashint8.integrations._hf_quantizer import FlashInt8Config
 from flashint8.modules import QuantLinear
 from flashint8.quantize import QuantizeReport, quantize_model
@@ -37,8 +37,20 @@ def load_int8(
         before, had it been loaded as it was.
 
     Raises:
-        OSError, ValueError: transformers cannot load it.
+        OSError, ValueError: transformers cannot load it, or its attention cannot be exchanged.
     """
+    model, report = load_int8_weights(source, config, dtype, device)
+    use_attention(model)
+    return model, report
+
+
+def load_int8_weights(
+    source: str | os.PathLike[str],
+    config: FlashInt8Config | None = None,
+    dtype: str | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Any, QuantizeReport]:
+    """`load_int8` with transformers' own attention."""
     source, config = Path(source), config or FlashInt8Config()
     if source.suffix == ".gguf":
         if not source.is_file():
@@ -48,7 +60,6 @@ def load_int8(
             gguf_file=source.name,
             quantization_config=transformers.GgufConfig(dequantize=True),
             dtype=getattr(torch, dtype or "float16"),
-            attn_implementation=ATTENTION,
         )
         report = quantize_model(
             model, skip=config.skip, min_features=config.min_features, method=config.method
@@ -64,7 +75,6 @@ def load_int8(
         source,
         quantization_config=None if quantized else config,
         dtype=dtype or "auto",
-        attn_implementation=ATTENTION,
         device_map=None if torch.device(device).type == "cpu" else str(device),
     )
     return model, _report(model)
