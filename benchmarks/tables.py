@@ -179,6 +179,17 @@ def table_of_trace(result: Result) -> str:
     return markdown(["block", "operator", "calls", "us", "share"], lines)
 
 
+def table_of_counters(result: Result) -> str:
+    """A row a kernel, a column a counter, as profiler/profile_kernels.py read them."""
+    columns = list(result["rows"][0]["counters"])
+    lines = [
+        [f"`{row['case']['kernel']}`"]
+        + ["-" if (x := row["counters"][c]) is None else f"{x:,.4g}" for c in columns]
+        for row in result["rows"]
+    ]
+    return markdown(["kernel", *(c.replace("_", " ") for c in columns)], lines)
+
+
 def origin(result: Result) -> str:
     """Where the numbers come from."""
     env, ceilings = result["environment"], result["ceilings"]
@@ -210,6 +221,9 @@ def caption(result: Result) -> str:
 def render(path: Path, words: Sequence[str] = ()) -> str:
     """The Markdown of one region."""
     result = load(path)
+    if result["benchmark"] == "counters":
+        note = "counters of Nsight Compute, one call of each kind"
+        return f"\n{table_of_counters(result)}\n<sub>{origin(result)}; {note}.</sub>\n\n"
     if result["benchmark"] == "trace":
         return f"\n{table_of_trace(result)}\n"
     for module in (quality_tables, generate_tables):

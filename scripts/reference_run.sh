@@ -184,6 +184,7 @@ fi
 if has profile; then
   run profile 60 "$python" profiler/profile_block.py --device cuda \
     --summary-out "$out/trace_summary.json"
+  run counters 90 "$python" profiler/profile_kernels.py --out "$out/counters.json"
 fi
 
 failed=$(grep -cE $'\tFAILED' "$work/results")
