@@ -94,6 +94,11 @@ def write_checkpoint(path: Path, config: Any, dtype: torch.dtype, seed: int) -> 
                 file.write(block[: min(len(block), end - at)])
 
 
+def ran_out(error: RuntimeError) -> bool:
+    """Whether memory ran out; an operator's own allocation fails with a plain RuntimeError."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "empty_strided" in str(error)
+
+
 def clean() -> None:
     """Gives back what torch holds, so that the next peak is that of the next method alone."""
     gc.collect()
@@ -123,7 +128,9 @@ def fits(model: Any, batch: int, context: int, seed: int) -> dict[str, Any] | No
     """`attempt` with two new tokens; None where memory runs out."""
     try:
         return attempt(model, batch, context, 2, seed)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         return None
 
 
@@ -170,7 +177,9 @@ def run_method(
 
     try:
         short = attempt(model, args.batch, SHORT_CONTEXT, NEW_TOKENS, args.seed)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         return {"skipped": f"out of memory at a context of {SHORT_CONTEXT}"}
     short["predicted_bytes"] = predict(SHORT_CONTEXT).total
     guess = predict(SHORT_CONTEXT).longest_context
@@ -200,7 +209,9 @@ def load(path: Path, config: Any, linears: str, dtype: torch.dtype, device: Any)
             linears=linears,
             dtype=dtype,
         )
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         return None
 
 
