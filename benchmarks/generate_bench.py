@@ -122,8 +122,10 @@ def time_candidate(
         "cache_bytes": candidate.cache_bytes,
         "peak_bytes": None if working is None else weights + candidate.cache_bytes + working,
     }
-    if candidate.steps is not None and steps < new_tokens:
+    if steps < new_tokens:
         row["note"] = f"over {steps} new tokens"
+    elif candidate.note:
+        row["note"] = candidate.note
     return row
 
 

@@ -56,6 +56,7 @@ NAMES = (
     "torch_compile_int8",
 )
 NANOGPT_STEPS = 16
+WHOLE_LAYERS = 12  # a model of more layers is compiled block by block
 
 
 class WeightOnlyInt8(nn.Module):
@@ -107,18 +108,38 @@ def weight_only(model: Any) -> Any:
     return copy
 
 
-def compile_blocks(model: Any, tune: bool) -> Any:
-    """torch.compile on each block, and on an int8 head: one compilation serves all layers.
+class Compiled:
+    """A model whose decoding is compiled; prompts are read by the plain one.
 
-    Nothing fuses across a block's border but the addition and the norm at its start, and these
-    are inside the block here: `flashint8.models.decoder`.
+    The whole step from token to logits is one graph, or, for many layers, each block is (and an
+    int8 head): one compilation then serves them all. Nothing fuses across a block's border but the
+    addition and the norm at its start, and these are inside the block here.
     """
-    options = {"coordinate_descent_tuning": True, "max_autotune": True} if tune else None
-    for block in list(model.blocks)[1:]:  # the first has no addition: it would be another graph
-        block.compile(fullgraph=True, dynamic=False, options=options)
-    if not isinstance(model.lm_head, nn.Linear):  # a library product has nothing to fuse
-        model.lm_head.compile(fullgraph=True, dynamic=False, options=options)
-    return model
+
+    def __init__(self, plain: Any, model: Any, tune: bool, whole: bool) -> None:
+        self.plain, self.config, self.new_cache = plain, plain.config, plain.new_cache
+        options = {"coordinate_descent_tuning": True, "max_autotune": True} if tune else None
+
+        def logits(tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+            return model.lm_head(model._hidden(tokens, cache, static=True)[:, 0])
+
+        self.logits = logits
+        if whole:
+            self.logits = torch.compile(logits, fullgraph=True, dynamic=False, options=options)
+            return
+        for block in list(model.blocks)[1:]:  # the first has no addition: it would be another graph
+            block.compile(fullgraph=True, dynamic=False, options=options)
+        if not isinstance(model.lm_head, nn.Linear):  # a library product has nothing to fuse
+            model.lm_head.compile(fullgraph=True, dynamic=False, options=options)
+
+    def decode(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+        """`Decoder.decode`."""
+        logits = self.logits(tokens, cache)
+        cache.advance_device()
+        return logits
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.plain(*args, **kwargs)
 
 
 class Timed:
@@ -140,19 +161,6 @@ class Timed:
         start = time.perf_counter()
         tokens = self.generator(prompts, new_tokens, on_token=on_token)
         return Run(times[0] - start, times[-1] - times[0], new_tokens - 1, tokens)
-
-
-class EagerPrefill:
-    """A compiled model whose prompts are read by the plain one: only decoding is compiled."""
-
-    def __init__(self, plain: Any, compiled: Any) -> None:
-        self.plain, self.compiled = plain, compiled
-        self.config = plain.config
-        self.new_cache = plain.new_cache
-        self.decode = compiled.decode
-
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.plain(*args, **kwargs)
 
 
 def whole_forwards(model: Any) -> Callable[[Prompt, int], Run]:
@@ -241,6 +249,7 @@ def make(name: str, base: Any, batch: int, capacity: int) -> Candidate:
         return Candidate(name, peer, run, per_token * batch * capacity * dtype.itemsize)
     graph = not name.endswith("_eager")
     served: Any
+    note = ""
     if name.startswith("flashint8"):
         model = served = with_weights(base, attention="flashint8", linears="int8")
     elif name.startswith("torch_compile"):
@@ -250,11 +259,13 @@ def make(name: str, base: Any, batch: int, capacity: int) -> Candidate:
         model = weight_only(base) if int8 else with_weights(base, attention="sdpa", linears="float")
         if int8:
             model.load_state_dict(plain.state_dict(), assign=True)  # one copy of the weights
-        served = EagerPrefill(plain, compile_blocks(model, tune=int8))
+        whole = base.config.num_layers <= WHOLE_LAYERS
+        served = Compiled(plain, model, int8, whole)
+        note = "compiled whole" if whole else "compiled block by block"
     else:
         model = served = base
     timed = Timed(served, batch, capacity, graph)
-    return Candidate(name, model, timed, timed.generator.cache.nbytes)
+    return Candidate(name, model, timed, timed.generator.cache.nbytes, note=note)
 
 
 def candidates(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import sys
 import tempfile
@@ -56,14 +57,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def write_checkpoint(path: Path, config: Any, dtype: torch.dtype, seed: int) -> None:
-    """Random weights under Hugging Face's names; one block of noise serves every matrix."""
-    from flashint8.checkpoint_writer import CheckpointWriter, Spec
+    """Random weights under Hugging Face's names; one block of noise, over and over, is them all."""
+    from flashint8.checkpoint import tensor_bytes
     from flashint8.models import GPT, Llama
     from flashint8.models.loading import parts
 
     kind = GPT if config.architecture == "gpt2" else Llama
     like = kind(config, device="meta", linears="float", dtype=dtype)
-    specs = []
+    kind_name = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}[dtype]
+    header: dict[str, Any] = {}
+    end = 0
     for part in parts(config):
         layer = like.get_submodule(part.target)
         sizes = {n: tuple(t.shape) for n, t in layer.named_parameters()}
@@ -73,15 +76,27 @@ def write_checkpoint(path: Path, config: Any, dtype: torch.dtype, seed: int) -> 
             rows = [config.attention_features, kv, kv]
         elif len(part.sources) == 2:
             rows = [config.intermediate_size] * 2
-        for name, count in zip(part.sources, rows, strict=True):
-            specs += [Spec(f"{name}.{n}", dtype, (count, *s[1:])) for n, s in sizes.items()]
+        for source, count in zip(part.sources, rows, strict=True):
+            for name, size in sizes.items():
+                shape = (count, *size[1:])
+                begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+                place = {"dtype": kind_name, "shape": shape, "data_offsets": [begin, end]}
+                header[f"{source}.{name}"] = place
     generator = torch.Generator().manual_seed(seed)
     noise = (torch.randn(1 << 24, generator=generator) * 0.02).to(dtype)
-    with CheckpointWriter(path, specs) as writer:
-        for spec in specs:
-            size = torch.Size(spec.shape).numel()
-            repeats = -(-size // noise.numel())
-            writer.write(spec.name, noise.repeat(repeats)[:size].view(spec.shape))
+    block = tensor_bytes(noise)
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for place in header.values():
+            begin, end = place["data_offsets"]
+            for at in range(begin, end, len(block)):
+                file.write(block[: min(len(block), end - at)])
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether memory ran out; an operator's own allocation fails with a plain RuntimeError."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "empty_strided" in str(error)
 
 
 def clean() -> None:
@@ -113,7 +128,9 @@ def fits(model: Any, batch: int, context: int, seed: int) -> dict[str, Any] | No
     """`attempt` with two new tokens; None where memory runs out."""
     try:
         return attempt(model, batch, context, 2, seed)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         return None
 
 
@@ -160,7 +177,9 @@ def run_method(
 
     try:
         short = attempt(model, args.batch, SHORT_CONTEXT, NEW_TOKENS, args.seed)
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         return {"skipped": f"out of memory at a context of {SHORT_CONTEXT}"}
     short["predicted_bytes"] = predict(SHORT_CONTEXT).total
     guess = predict(SHORT_CONTEXT).longest_context
@@ -190,7 +209,9 @@ def load(path: Path, config: Any, linears: str, dtype: torch.dtype, device: Any)
             linears=linears,
             dtype=dtype,
         )
-    except torch.cuda.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
         return None
 
 

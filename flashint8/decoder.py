@@ -12,6 +12,8 @@ from flashint8 import ops
 _rope_append = ops.rope_append_
 _add_norm = ops.add_norm_
 _silu_mul = ops.silu_mul
+_embed = ops.embed_
+_argmax = ops.argmax_
 _is_grad_enabled = torch.is_grad_enabled
 
 
@@ -120,3 +122,46 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     if _is_grad_enabled() and gate_up.requires_grad:
         return ops.SiluMulForward.apply(gate_up)  # type: ignore[no-any-return, no-untyped-call]
     return _silu_mul(gate_up)
+
+
+def embed_(
+    out: Tensor,
+    tokens: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    positions: Tensor | None = None,
+    position_weight: Tensor | None = None,
+) -> None:
+    """Writes rows of an int8 embedding, and adds a learned position's row to each.
+
+    ``out[b, t] = weight[token] * weight_scale[token] + position_weight[positions[b] + t]``, summed
+    in float32 and rounded once. A tied int8 output layer is such an embedding: its scale is that of
+    a row. The host does not look at tokens or positions: one outside the table takes the nearest.
+
+    Args:
+        out: (B, T, C), float16 or bfloat16, on the CPU float32 too; contiguous, written.
+        tokens: (B, T) int64.
+        weight: (V, C) int8, contiguous.
+        weight_scale: (V,) float32, contiguous.
+        positions: (B,) int32, where each row's first token stands; with position_weight only.
+        position_weight: (P, C) in out's dtype, contiguous; None: nothing is added.
+
+    Raises:
+        ValueError: an argument's shape, dtype, device or stride; the message names it.
+        RuntimeError: no built code runs on this GPU.
+    """
+    _embed(out, tokens, weight, weight_scale, positions, position_weight)
+
+
+def argmax_(out: Tensor, x: Tensor) -> None:
+    """Writes each row's first largest column; NaN is never the largest.
+
+    Args:
+        out: (M, 1) int64, contiguous, written.
+        x: (M, N), float16 or bfloat16, on the CPU float32 too; the last dimension is contiguous.
+
+    Raises:
+        ValueError: an argument's shape, dtype, device or stride; the message names it.
+        RuntimeError: no built code runs on this GPU.
+    """
+    _argmax(out, x)

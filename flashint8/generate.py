@@ -92,7 +92,7 @@ class Generator:
             self._graphs[sampling] = self._capture(sampling)
         self.cache.reset()
         self._random.manual_seed(seed)
-        self._token.copy_(sampling.draw(self._prefill(rows), self._random))
+        sampling.draw_(self._token, self._prefill(rows), self._random)
         output: list[list[int]] = [[] for _ in rows]
         stop = frozenset(stop_tokens)
         self._send(0)
@@ -155,7 +155,7 @@ class Generator:
     def _step(self, sampling: Sampling) -> None:
         """Reads the last token and draws the next, all on the device."""
         logits = self.model.decode(self._token, self.cache)
-        self._token.copy_(sampling.draw(logits, self._random))
+        sampling.draw_(self._token, logits, self._random)
 
     def _advance(self, sampling: Sampling, step: int) -> None:
         self.cache.reserve(1)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashint8 import _checks
+from flashint8 import _checks, _checks_tokens
 from flashint8 import _load as _load  # registers the operators
 
 _namespace = torch.ops.flashint8
@@ -23,6 +23,8 @@ quantize_per_channel: Callable[..., tuple[Tensor, Tensor]] = _namespace.quantize
 rope_append_: Callable[..., None] = _namespace.rope_append_.default
 add_norm_: Callable[..., Tensor] = _namespace.add_norm_.default
 silu_mul: Callable[..., Tensor] = _namespace.silu_mul.default
+embed_: Callable[..., None] = _namespace.embed_.default
+argmax_: Callable[..., None] = _namespace.argmax_.default
 
 _ATTENTION_HAS_NO_BACKWARD = (
     "flashint8.attention is for inference and has no backward; to train, use "
@@ -149,6 +151,8 @@ torch.library.register_fake("flashint8::quantize_per_channel", _quantize_per_cha
 torch.library.register_fake("flashint8::rope_append_", _rope_append_fake)
 torch.library.register_fake("flashint8::add_norm_", _add_norm_fake)
 torch.library.register_fake("flashint8::silu_mul", _silu_mul_fake)
+torch.library.register_fake("flashint8::embed_", _checks_tokens.check_embed)
+torch.library.register_fake("flashint8::argmax_", _checks_tokens.check_argmax)
 
 _library = torch.library.Library("flashint8", "FRAGMENT")
 _library.define("_no_backward(Tensor grad, SymInt[] size, str message) -> Tensor")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flashint8.decoder import argmax_
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -34,14 +36,15 @@ class Sampling:
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"Sampling: top_p must be above 0 and at most 1, got {self.top_p}")
 
-    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One token a row: logits (B, V) -> (B, 1) int64.
+    def draw_(self, out: Tensor, logits: Tensor, generator: torch.Generator | None = None) -> None:
+        """One token a row: logits (B, V) -> out (B, 1) int64, contiguous.
 
         The largest of ``logit / temperature + Gumbel noise`` is a sample of the softmax, so neither
         probabilities nor their sums are needed, and nothing waits for the device.
         """
         if self.temperature == 0.0:
-            return logits.argmax(dim=-1, keepdim=True)
+            argmax_(out, logits)
+            return
         scores = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < scores.shape[-1]:
             least = scores.topk(self.top_k, dim=-1).values[:, -1:]
@@ -53,4 +56,4 @@ class Sampling:
             cut = ordered.values.masked_fill(before >= self.top_p, -torch.inf)
             scores = torch.empty_like(scores).scatter_(-1, ordered.indices, cut)
         noise = torch.empty_like(scores).exponential_(1.0, generator=generator)
-        return (scores - noise.log_()).argmax(dim=-1, keepdim=True)
+        torch.argmax(scores - noise.log_(), dim=-1, keepdim=True, out=out)

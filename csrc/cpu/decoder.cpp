@@ -35,4 +35,12 @@ void silu_mul(const SiluMulParams& p, const CpuThreads& threads) {
   run_rows(p, p.rows, p.columns, threads, active_kernels().silu_mul);
 }
 
+void embed(const EmbedParams& p, const CpuThreads& threads) {
+  run_rows(p, p.batch * p.seq_len, p.columns, threads, active_kernels().embed);
+}
+
+void argmax(const ArgmaxParams& p, const CpuThreads& threads) {
+  run_rows(p, p.rows, p.columns, threads, active_kernels().argmax);
+}
+
 }  // namespace flashint8::cpu

@@ -145,5 +145,66 @@ void silu_mul_rows(const SiluMulParams& p, int64_t begin, int64_t end) {
   }
 }
 
+FLASHINT8_INLINE int64_t clamp_index(int64_t i, int64_t count) {
+  return larger(0, smaller(count - 1, i));
+}
+
+template <class T>
+void embed_tokens(const EmbedParams& p, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t b = i / p.seq_len, t = i % p.seq_len;
+    const int64_t token =
+        clamp_index(p.tokens[b * p.token_stride_batch + t * p.token_stride_seq], p.vocabulary);
+    const int8_t* row = p.weight + token * p.columns;
+    const T* position = nullptr;
+    if (p.position_weight != nullptr) {
+      const int64_t place = clamp_index(p.positions[b * p.positions_stride] + t, p.num_positions);
+      position = static_cast<const T*>(p.position_weight) + place * p.columns;
+    }
+    T* out = static_cast<T*>(p.out) + i * p.columns;
+    const Vec scale = set1(p.weight_scale[token]);
+    for (int64_t c = 0; c < p.columns; c += kLanes) {
+      const int64_t n = smaller(kLanes, p.columns - c);
+      const Vec add_to = position != nullptr ? load_n(position + c, n) : zero();
+      store_n(out + c, fma(load_n(row + c, n), scale, add_to), n);
+    }
+  }
+}
+
+template <class T>
+void argmax_rows(const ArgmaxParams& p, int64_t begin, int64_t end) {
+  constexpr int64_t kPart = 64 * kLanes;
+  for (int64_t m = begin; m < end; ++m) {
+    const T* row = static_cast<const T*>(p.x) + m * p.x_stride;
+    float best = -__builtin_inff();
+    int64_t part = 0;
+    for (int64_t i = 0; i < p.columns; i += kPart) {
+      const int64_t stop = smaller(p.columns, i + kPart);
+      Vec largest = set1(-__builtin_inff());
+      int64_t c = i;
+      // A NaN as the first operand leaves the second.
+      for (; c + kLanes <= stop; c += kLanes) largest = max(load(row + c), largest);
+      float top = max_lanes(largest);
+      for (; c < stop; ++c) {
+        float buffer[kLanes];
+        store(buffer, load_partial(row + c, 1));
+        top = buffer[0] > top ? buffer[0] : top;
+      }
+      if (top > best) {
+        best = top;
+        part = i;
+      }
+    }
+    // The first of the part that holds it: the column itself.
+    int64_t column = part;
+    for (; column < smaller(p.columns, part + kPart); ++column) {
+      float buffer[kLanes];
+      store(buffer, load_partial(row + column, 1));
+      if (buffer[0] == best) break;
+    }
+    p.out[m] = column < smaller(p.columns, part + kPart) ? column : 0;
+  }
+}
+
 }  // namespace
 }  // namespace flashint8::cpu

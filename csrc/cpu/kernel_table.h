@@ -108,6 +108,14 @@ void run_silu_mul(const SiluMulParams& p, int64_t begin, int64_t end) {
   with_type(p.dtype, [&](auto x) { silu_mul_rows<decltype(x)>(p, begin, end); });
 }
 
+void run_embed(const EmbedParams& p, int64_t begin, int64_t end) {
+  with_type(p.dtype, [&](auto x) { embed_tokens<decltype(x)>(p, begin, end); });
+}
+
+void run_argmax(const ArgmaxParams& p, int64_t begin, int64_t end) {
+  with_type(p.dtype, [&](auto x) { argmax_rows<decltype(x)>(p, begin, end); });
+}
+
 constexpr Kernels make_kernels(const char* name) {
   Kernels k{};
   k.name = name;
@@ -132,6 +140,8 @@ constexpr Kernels make_kernels(const char* name) {
   k.rope_append = run_rope_append;
   k.add_norm = run_add_norm;
   k.silu_mul = run_silu_mul;
+  k.embed = run_embed;
+  k.argmax = run_argmax;
   return k;
 }
 

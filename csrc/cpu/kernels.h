@@ -73,6 +73,8 @@ struct Kernels {
   void (*rope_append)(const RopeAppendParams& params, int64_t begin, int64_t end);
   void (*add_norm)(const AddNormParams& params, int64_t begin, int64_t end);
   void (*silu_mul)(const SiluMulParams& params, int64_t begin, int64_t end);
+  void (*embed)(const EmbedParams& params, int64_t begin, int64_t end);
+  void (*argmax)(const ArgmaxParams& params, int64_t begin, int64_t end);
 };
 
 // Compiled once without ISA flags: what the kernels need of the contract's inline functions.

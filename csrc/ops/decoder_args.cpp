@@ -57,6 +57,23 @@ void check_heads(const char* what, const TensorView& t, const TensorView& q, int
   check_last_dim_contiguous(what, t);
 }
 
+void check_typed(const char* what, const TensorView& t, int32_t dtype, const char* reference_name,
+                 const TensorView& reference) {
+  check_same_device(what, t, reference_name, reference);
+  if (t.dtype != dtype) fail(what, " must be ", dtype_name(dtype), ", got ", dtype_name(t.dtype));
+}
+
+// Contiguous; dimensions of one element may have any stride.
+void check_dense(const char* what, const TensorView& t) {
+  int64_t step = 1;
+  for (int64_t d = t.ndim - 1; d >= 0; --d) {
+    if (t.sizes[d] > 1 && t.strides[d] != step) {
+      fail(what, " must be contiguous, got stride ", t.strides[d], " in dimension ", d);
+    }
+    step *= t.sizes[d];
+  }
+}
+
 AttentionStrides head_strides(const TensorView& t) {
   return {.batch = t.strides[0], .head = t.strides[1], .seq = t.strides[2]};
 }
@@ -204,6 +221,71 @@ SiluMulCall prepare_silu_mul(const Tensor& gate_up_tensor) {
                    .gate_up = gate_up};
   call.params.out = call.out.mutable_data_ptr();
   return call;
+}
+
+EmbedCall prepare_embed(const Tensor& out_tensor, const Tensor& tokens_tensor,
+                        const Tensor& weight_tensor, const Tensor& weight_scale,
+                        const std::optional<Tensor>& positions_tensor,
+                        const std::optional<Tensor>& position_weight) {
+  const TensorView out = view(out_tensor), tokens = view(tokens_tensor);
+  const TensorView weight = view(weight_tensor), scale = view(weight_scale);
+  EmbedParams p;
+  if (out.ndim != 3) fail("embed_: out must have 3 dimensions (B, T, C), got ", out.ndim);
+  p.dtype = check_float_dtype("embed_: out", out);
+  check_dense("embed_: out", out);
+  p.batch = out.sizes[0];
+  p.seq_len = out.sizes[1];
+  p.columns = out.sizes[2];
+  check_typed("embed_: tokens", tokens, aoti_torch_dtype_int64(), "out", out);
+  check_shape("embed_: tokens", tokens, {p.batch, p.seq_len});
+  check_typed("embed_: weight", weight, aoti_torch_dtype_int8(), "out", out);
+  check_shape("embed_: weight", weight, {kAny, p.columns});
+  check_dense("embed_: weight", weight);
+  p.vocabulary = weight.sizes[0];
+  if (p.vocabulary < 1) fail("embed_: weight must have at least 1 row, got 0");
+  check_typed("embed_: weight_scale", scale, aoti_torch_dtype_float32(), "out", out);
+  check_vector("embed_: weight_scale", scale, p.vocabulary);
+  if (positions_tensor.has_value() != position_weight.has_value()) {
+    fail("embed_: positions and position_weight must both be given, or neither");
+  }
+  if (position_weight) {
+    const TensorView positions = view(*positions_tensor), table = view(*position_weight);
+    check_typed("embed_: positions", positions, aoti_torch_dtype_int32(), "out", out);
+    check_shape("embed_: positions", positions, {p.batch});
+    check_like("embed_: position_weight", table, "out", out);
+    check_shape("embed_: position_weight", table, {kAny, p.columns});
+    check_dense("embed_: position_weight", table);
+    p.num_positions = table.sizes[0];
+    if (p.num_positions < 1) fail("embed_: position_weight must have at least 1 row, got 0");
+    p.positions = static_cast<const int32_t*>(positions.data);
+    p.positions_stride = positions.strides[0];
+    p.position_weight = table.data;
+  }
+  p.out = out_tensor.mutable_data_ptr();
+  p.tokens = static_cast<const int64_t*>(tokens.data);
+  p.token_stride_batch = tokens.strides[0];
+  p.token_stride_seq = tokens.strides[1];
+  p.weight = static_cast<const int8_t*>(weight.data);
+  p.weight_scale = static_cast<const float*>(scale.data);
+  return {.params = p, .out = out};
+}
+
+ArgmaxCall prepare_argmax(const Tensor& out_tensor, const Tensor& x_tensor) {
+  const TensorView out = view(out_tensor), x = view(x_tensor);
+  ArgmaxParams p;
+  if (x.ndim != 2) fail("argmax_: x must have 2 dimensions (M, N), got ", x.ndim);
+  p.dtype = check_float_dtype("argmax_: x", x);
+  check_last_dim_contiguous("argmax_: x", x);
+  if (x.sizes[1] < 1) fail("argmax_: x must have at least 1 column, got 0");
+  check_typed("argmax_: out", out, aoti_torch_dtype_int64(), "x", x);
+  check_shape("argmax_: out", out, {x.sizes[0], 1});
+  check_dense("argmax_: out", out);
+  p.x = x.data;
+  p.out = static_cast<int64_t*>(out_tensor.mutable_data_ptr());
+  p.x_stride = x.strides[0];
+  p.rows = x.sizes[0];
+  p.columns = x.sizes[1];
+  return {.params = p, .x = x};
 }
 
 }  // namespace flashint8::ops

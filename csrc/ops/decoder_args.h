@@ -1,4 +1,4 @@
-// Checks the arguments of rope_append_, add_norm_ and silu_mul, allocates their outputs and fills
+// Checks the arguments of the decoder's small operators, allocates their outputs and fills
 // the kernels' params. Shared by the CPU and the CUDA ops.
 #pragma once
 
@@ -26,6 +26,16 @@ struct SiluMulCall {
   TensorView gate_up;
 };
 
+struct EmbedCall {
+  EmbedParams params;
+  TensorView out;
+};
+
+struct ArgmaxCall {
+  ArgmaxParams params;
+  TensorView x;
+};
+
 // All throw std::invalid_argument, naming the argument, what was expected and what came.
 RopeAppendCall prepare_rope_append(const Tensor& q, const Tensor& k, const Tensor& v,
                                    const Tensor& k_cache, const Tensor& v_cache,
@@ -35,6 +45,10 @@ AddNormCall prepare_add_norm(const Tensor& residual, const std::optional<Tensor>
                              const Tensor& weight, const std::optional<Tensor>& bias, double eps,
                              bool rms);
 SiluMulCall prepare_silu_mul(const Tensor& gate_up);
+EmbedCall prepare_embed(const Tensor& out, const Tensor& tokens, const Tensor& weight,
+                        const Tensor& weight_scale, const std::optional<Tensor>& positions,
+                        const std::optional<Tensor>& position_weight);
+ArgmaxCall prepare_argmax(const Tensor& out, const Tensor& x);
 
 // Nothing to do.
 inline bool is_empty(const RopeAppendParams& p) {
@@ -42,5 +56,6 @@ inline bool is_empty(const RopeAppendParams& p) {
 }
 inline bool is_empty(const AddNormParams& p) { return p.rows == 0 || p.columns == 0; }
 inline bool is_empty(const SiluMulParams& p) { return p.rows == 0 || p.columns == 0; }
+inline bool is_empty(const EmbedParams& p) { return p.batch * p.seq_len * p.columns == 0; }
 
 }  // namespace flashint8::ops

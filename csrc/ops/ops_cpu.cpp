@@ -85,6 +85,19 @@ Tensor silu_mul(const Tensor& gate_up) {
   return call.out;
 }
 
+void embed(const Tensor& out, const Tensor& tokens, const Tensor& weight,
+           const Tensor& weight_scale, const std::optional<Tensor>& positions,
+           const std::optional<Tensor>& position_weight) {
+  const EmbedCall call =
+      prepare_embed(out, tokens, weight, weight_scale, positions, position_weight);
+  if (!is_empty(call.params)) cpu::embed(call.params, torch_threads());
+}
+
+void argmax(const Tensor& out, const Tensor& x) {
+  const ArgmaxCall call = prepare_argmax(out, x);
+  if (call.params.rows > 0) cpu::argmax(call.params, torch_threads());
+}
+
 }  // namespace
 }  // namespace flashint8::ops
 
@@ -96,4 +109,6 @@ STABLE_TORCH_LIBRARY_IMPL(flashint8, CPU, m) {
   m.impl("rope_append_", TORCH_BOX(&flashint8::ops::rope_append));
   m.impl("add_norm_", TORCH_BOX(&flashint8::ops::add_norm));
   m.impl("silu_mul", TORCH_BOX(&flashint8::ops::silu_mul));
+  m.impl("embed_", TORCH_BOX(&flashint8::ops::embed));
+  m.impl("argmax_", TORCH_BOX(&flashint8::ops::argmax));
 }

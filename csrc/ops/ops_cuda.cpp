@@ -127,6 +127,27 @@ Tensor silu_mul(const Tensor& gate_up) {
   return call.out;
 }
 
+void embed(const Tensor& out, const Tensor& tokens, const Tensor& weight,
+           const Tensor& weight_scale, const std::optional<Tensor>& positions,
+           const std::optional<Tensor>& position_weight) {
+  const NvtxRange range("embed_");
+  const EmbedCall call =
+      prepare_embed(out, tokens, weight, weight_scale, positions, position_weight);
+  if (is_empty(call.params)) return;
+  const CudaCall cuda_call("embed_", call.out);
+  cuda_call.check(cuda::launch_embed(call.params, cuda_call.card(), cuda_call.stream()));
+}
+
+void argmax(const Tensor& out, const Tensor& x) {
+  const NvtxRange range("argmax_");
+  ArgmaxCall call = prepare_argmax(out, x);
+  if (call.params.rows == 0) return;
+  const CudaCall cuda_call("argmax_", call.x);
+  const Tensor workspace = *allocate_workspace(argmax_workspace_bytes(call.params), call.x);
+  call.params.workspace = workspace.mutable_data_ptr();
+  cuda_call.check(cuda::launch_argmax(call.params, cuda_call.card(), cuda_call.stream()));
+}
+
 }  // namespace
 }  // namespace flashint8::ops
 
@@ -138,4 +159,6 @@ STABLE_TORCH_LIBRARY_IMPL(flashint8, CUDA, m) {
   m.impl("rope_append_", TORCH_BOX(&flashint8::ops::rope_append));
   m.impl("add_norm_", TORCH_BOX(&flashint8::ops::add_norm));
   m.impl("silu_mul", TORCH_BOX(&flashint8::ops::silu_mul));
+  m.impl("embed_", TORCH_BOX(&flashint8::ops::embed));
+  m.impl("argmax_", TORCH_BOX(&flashint8::ops::argmax));
 }

@@ -18,5 +18,9 @@ STABLE_TORCH_LIBRARY(flashint8, m) {
       "add_norm_(Tensor(a!) residual, Tensor? x, Tensor weight, Tensor? bias=None, *, "
       "float eps=1e-5, bool rms=True) -> Tensor");
   m.def("silu_mul(Tensor gate_up) -> Tensor");
+  m.def(
+      "embed_(Tensor(a!) out, Tensor tokens, Tensor weight, Tensor weight_scale, "
+      "Tensor? positions=None, Tensor? position_weight=None) -> ()");
+  m.def("argmax_(Tensor(a!) out, Tensor x) -> ()");
   m.def("quantize_per_channel(Tensor weight) -> (Tensor, Tensor)");
 }

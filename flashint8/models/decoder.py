@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flashint8._checks import FLOAT_DTYPES, dtype_name
-from flashint8.decoder import add_norm_
+from flashint8.decoder import add_norm_, embed_
 from flashint8.models.attention import BACKENDS, Attend, FusedAttend, TorchAttend
 from flashint8.models.cache import KVCache
 from flashint8.models.config import ModelConfig
@@ -189,13 +189,26 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def embed_tokens(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
-        """(B, T) -> (B, T, C): the tokens' rows of the embedding."""
+        """(B, T) -> (B, T, C): the tokens' rows of the embedding, and learned positions' rows."""
         if self.embed is not None:
-            return self.embed(tokens)  # type: ignore[no-any-return]
+            x: Tensor = self.embed(tokens)
+            positions, table = self.learned_positions(tokens, cache)
+            if positions is None or table is None:
+                return x
+            place = positions[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+            return x.add_(F.embedding(place.clamp(max=table.shape[0] - 1), table))
         head = self.lm_head
         assert isinstance(head, QuantLinear)
-        rows = F.embedding(tokens, head.weight)
-        return (rows * F.embedding(tokens, head.weight_scale[:, None])).to(self.dtype)
+        out = torch.empty(*tokens.shape, head.in_features, dtype=self.dtype, device=tokens.device)
+        positions, table = self.learned_positions(tokens, cache)
+        embed_(out, tokens, head.weight, head.weight_scale, positions, table)
+        return out
+
+    def learned_positions(
+        self, tokens: Tensor, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Where each row's tokens begin, (B,) int32, and the table of positions; or None twice."""
+        return None, None
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for this model, on its device."""

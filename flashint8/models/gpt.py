@@ -49,13 +49,10 @@ class GPT(Decoder):
     def make_mlp(self, linear: Callable[[int, int, bool], nn.Module], fused: bool) -> nn.Module:
         return GeluMlp(self.config, linear)
 
-    def embed_tokens(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
-        """(B, T) -> (B, T, C): token plus position."""
-        x = super().embed_tokens(tokens, cache)
-        length = tokens.shape[1]
+    def learned_positions(
+        self, tokens: Tensor, cache: KVCache | None
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         if cache is None:
-            return x.add_(self.position_embed.weight[:length])
-        positions = cache.positions[:, None]
-        if length > 1:
-            positions = positions + torch.arange(length, device=tokens.device)
-        return x.add_(self.position_embed(positions))
+            zeros = torch.zeros(tokens.shape[0], dtype=torch.int32, device=tokens.device)
+            return zeros, self.position_embed.weight
+        return cache.positions, self.position_embed.weight

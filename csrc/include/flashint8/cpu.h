@@ -25,5 +25,7 @@ int64_t quantize_per_channel(const QuantizeParams& params, const CpuThreads& thr
 void rope_append(const RopeAppendParams& params, const CpuThreads& threads);
 void add_norm(const AddNormParams& params, const CpuThreads& threads);
 void silu_mul(const SiluMulParams& params, const CpuThreads& threads);
+void embed(const EmbedParams& params, const CpuThreads& threads);
+void argmax(const ArgmaxParams& params, const CpuThreads& threads);
 
 }  // namespace flashint8::cpu

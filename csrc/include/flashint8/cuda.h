@@ -30,5 +30,7 @@ cudaError_t launch_rope_append(const RopeAppendParams& params, const Card& card,
                                cudaStream_t stream);
 cudaError_t launch_add_norm(const AddNormParams& params, const Card& card, cudaStream_t stream);
 cudaError_t launch_silu_mul(const SiluMulParams& params, const Card& card, cudaStream_t stream);
+cudaError_t launch_embed(const EmbedParams& params, const Card& card, cudaStream_t stream);
+cudaError_t launch_argmax(const ArgmaxParams& params, const Card& card, cudaStream_t stream);
 
 }  // namespace flashint8::cuda

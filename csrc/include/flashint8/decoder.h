@@ -64,4 +64,44 @@ struct SiluMulParams {
   DType dtype = DType::kFloat16;
 };
 
+// out[b, t] = weight[token] * weight_scale[token], plus position_weight's row positions[b] + t. A
+// token or a row past either end is the last or the first.
+struct EmbedParams {
+  void* out = nullptr;                    // (batch, seq_len, columns) contiguous, dtype
+  const int64_t* tokens = nullptr;        // (batch, seq_len), strides below
+  const int8_t* weight = nullptr;         // (vocabulary, columns) contiguous
+  const float* weight_scale = nullptr;    // (vocabulary,) contiguous
+  const int32_t* positions = nullptr;     // (batch,), stride in elements; with position_weight
+  const void* position_weight = nullptr;  // (num_positions, columns) contiguous, dtype; or nullptr
+  int64_t batch = 0;
+  int64_t seq_len = 0;
+  int64_t columns = 0;
+  int64_t vocabulary = 0;
+  int64_t num_positions = 0;
+  int64_t token_stride_batch = 0, token_stride_seq = 0;
+  int64_t positions_stride = 1;
+  DType dtype = DType::kFloat16;
+};
+
+// out[m] = the first column of row m with the largest value; NaN is never the largest.
+struct ArgmaxParams {
+  const void* x = nullptr;    // (rows, columns), rows x_stride elements apart, dtype
+  int64_t* out = nullptr;     // (rows,) contiguous
+  void* workspace = nullptr;  // CUDA: argmax_workspace_bytes
+  int64_t x_stride = 0;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  DType dtype = DType::kFloat16;
+};
+
+// Blocks that share a row on CUDA, and the partial results they leave: 8 bytes each.
+inline int64_t argmax_pieces(const ArgmaxParams& p) {
+  constexpr int64_t kPiece = 1024, kMost = 128;
+  const int64_t pieces = (p.columns + kPiece - 1) / kPiece;
+  return pieces < kMost ? pieces : kMost;
+}
+inline int64_t argmax_workspace_bytes(const ArgmaxParams& p) {
+  return 8 * p.rows * argmax_pieces(p);
+}
+
 }  // namespace flashint8
