@@ -20,7 +20,7 @@ import flashint8
 DTYPES = [torch.float16, torch.bfloat16]
 # (head_dim, block_m) of the prefill kernels
 PREFILL = [(32, 64), (64, 16), (64, 32), (64, 64), (64, 128), (96, 64)]
-PREFILL += [(128, 16), (128, 32), (128, 64), (128, 128), (128, 256), (256, 64)]
+PREFILL += [(128, 16), (128, 64), (128, 128), (128, 256), (256, 64)]
 # (head_dim, 16-byte loads) of the decode kernels
 DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
 # (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm

@@ -1,4 +1,4 @@
-// Rows 0, 5, 11 of kPrefillVariants.
+// Rows 0, 5, 10 of kPrefillVariants.
 #include "../attention/prefill_launch.cuh"
 
 namespace flashint8::cuda {
@@ -7,7 +7,7 @@ template cudaError_t launch_prefill<__nv_bfloat16, 0>(const AttentionParams&, co
                                                       cudaStream_t);
 template cudaError_t launch_prefill<__nv_bfloat16, 5>(const AttentionParams&, const AttentionPlan&,
                                                       cudaStream_t);
-template cudaError_t launch_prefill<__nv_bfloat16, 11>(const AttentionParams&, const AttentionPlan&,
+template cudaError_t launch_prefill<__nv_bfloat16, 10>(const AttentionParams&, const AttentionPlan&,
                                                        cudaStream_t);
 
 }  // namespace flashint8::cuda

@@ -1,9 +1,9 @@
-// Row 10 of kPrefillVariants.
+// Row 9 of kPrefillVariants.
 #include "../attention/prefill_launch.cuh"
 
 namespace flashint8::cuda {
 
-template cudaError_t launch_prefill<__half, 10>(const AttentionParams&, const AttentionPlan&,
-                                                cudaStream_t);
+template cudaError_t launch_prefill<__half, 9>(const AttentionParams&, const AttentionPlan&,
+                                               cudaStream_t);
 
 }  // namespace flashint8::cuda
