@@ -112,7 +112,8 @@ ptx() {
       # shellcheck disable=SC2046
       run "ptx_${TORCH_CUDA_ARCH_LIST%-*}_card_${card%%,*}" "${TEST_SECONDS:-240}" \
         "$python" -m pytest -q -p no:cacheprovider --require-cuda -k cuda $(pytest_jobs 3) \
-        tests/test_attention*.py tests/test_int8_linear.py tests/test_fp16_accumulate.py
+        tests/test_attention.py tests/test_attention_layouts.py tests/test_int8_linear.py \
+        tests/test_fp16_accumulate.py
     done
   )
   rm -rf "$copy"
