@@ -96,7 +96,9 @@ def write_checkpoint(path: Path, config: Any, dtype: torch.dtype, seed: int) -> 
 
 def ran_out(error: RuntimeError) -> bool:
     """Whether memory ran out; an operator's own allocation fails with a plain RuntimeError."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "empty_strided" in str(error)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "flashint8: out of memory" in str(
+        error
+    )
 
 
 def clean() -> None:
