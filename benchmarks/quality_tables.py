@@ -6,7 +6,7 @@ from typing import Any
 
 Result = dict[str, Any]
 NAMES = {
-    "torch_linear": "16 or 32 bits (nn.Linear, SDPA)",
+    "torch_linear": "as they are (nn.Linear, SDPA)",
     "flashint8": "int8, absmax",
     "flashint8_mse": "int8, mse",
 }
@@ -22,10 +22,13 @@ def note(result: Result) -> str:
     """What the caption says of the numbers."""
     case = result["rows"][0]["case"]
     if result["benchmark"] == "weight_error":
-        return "||W - q s|| / ||W||, all weights of a kind together"
+        return (
+            "||W - q s|| / ||W||, all weights of a kind together; the largest error as a share of "
+            "the largest weight"
+        )
     return (
         f"{case['model']}, {case['tokens']} tokens of {case['text']} in windows of "
-        f"{case['context']}; question: {case['question']}"
+        f"{case['context']}; question: {case['question'].rstrip('.')}"
     )
 
 
@@ -62,7 +65,8 @@ def _quality(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def _weight_error(result: Result) -> tuple[list[str], list[list[str]]]:
-    header = ["weights", "N x K", "absmax", "mse", "change of the squared error", "search"]
+    header = ["weights", "N x K", "absmax", "mse", "change of the squared error"]
+    header += ["largest error of a weight, absmax", "mse"]
     lines = []
     for row in result["rows"]:
         case, absmax = row["case"], row["methods"]["flashint8"]
@@ -75,7 +79,7 @@ def _weight_error(result: Result) -> tuple[list[str], list[list[str]]]:
                 f"{100 * absmax['error']:.3f}%",
                 f"{100 * mse['error']:.3f}%",
                 f"{100 * change:+.1f}%",
-                f"{mse['ns_per_weight']:.1f} ns a weight",
+                *(f"{100 * m['largest']:.2f}%" for m in (absmax, mse)),
             ]
         )
     return header, lines

@@ -34,11 +34,13 @@ def smollm2() -> Path:
 
 def load(source: Path, device: str, method: str) -> tuple[Any, Any]:
     """Model and tokenizer; the model int8, its attention by flashint8."""
-    model, report = fi8.load_int8(source, fi8.FlashInt8Config(method=method), DTYPES[device])
+    model, report = fi8.load_int8(
+        source, fi8.FlashInt8Config(method=method), DTYPES[device], device
+    )
     print(report)
     gguf = source.suffix == ".gguf"
     folder, options = (source.parent, {"gguf_file": source.name}) if gguf else (source, {})
-    return model.to(device), AutoTokenizer.from_pretrained(folder, **options)
+    return model, AutoTokenizer.from_pretrained(folder, **options)
 
 
 def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]], new_tokens: int) -> str:

@@ -1,6 +1,5 @@
 """Which tensor of a checkpoint goes where in a model; decided, and checked, before any is read."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from flashint8._checks import FLOAT_DTYPES, dtype_name
 from flashint8._linears import is_conv1d
 from flashint8._selection import FilterFn, memory_key, select
-from flashint8.checkpoint import TIED_KEY, Checkpoint
+from flashint8.checkpoint import Checkpoint
 from flashint8.modules import QuantLinear
 
 CALLER = "load_quantized"
@@ -96,12 +95,11 @@ class _Source:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.tied: dict[str, str] = json.loads(checkpoint.metadata.get(TIED_KEY, "{}"))
         self.used: set[str] = set()
 
     def _stored(self, name: str) -> str | None:
         """The name of the tensor in the checkpoint that `name` means; None if it has none."""
-        stored = name if name in self.checkpoint else self.tied.get(name)
+        stored = name if name in self.checkpoint else self.checkpoint.tied.get(name)
         return stored if stored in self.checkpoint else None
 
     def find(self, names: Iterable[str]) -> str | None:

@@ -157,7 +157,7 @@ def quantize_pretrained(source: Path, target: Path, options: argparse.Namespace)
         raise ValueError(f"{target} is there already; OUT must be a new folder")
     skip = ("lm_head",) if options.skip is None else tuple(options.skip)
     config = ours.FlashInt8Config(skip, options.min_features, options.method)
-    model, report = ours.load_int8(source, config, options.dtype)
+    model, report = ours.load_int8_weights(source, config, options.dtype)
     with _new_folder(target) as folder:
         model.save_pretrained(folder)
         if source.suffix == ".gguf":

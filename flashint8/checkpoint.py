@@ -70,6 +70,7 @@ class Checkpoint:
         path: the file, index or folder, as a Path.
         files: the safetensors files, in the order they were found.
         metadata: the ``__metadata__`` strings of the files, later ones over earlier ones.
+        tied: names that `save_quantized` left out, and the name of the tensor that each is.
 
     Raises:
         FileNotFoundError: path, or a shard that its index names, is not there.
@@ -80,6 +81,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
+        self.tied: dict[str, str] = {}
         self._entries: dict[str, Entry] = {}
         self._stamps: dict[Path, tuple[int, ...]] = {}
         source = _find(self.path)
@@ -171,12 +173,14 @@ class Checkpoint:
                     f"{path}: truncated: a header of {length} bytes in a file of {size}"
                 )
             header = _parse_json(path, file.read(length))
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise ValueError(f"{path}: broken header: __metadata__ must map strings to strings")
+        metadata = _strings(path, "__metadata__", header.pop("__metadata__", {}))
         self.metadata.update(metadata)
-        data = 8 + length
-        sums = _parse_json(path, metadata.get(CRC_KEY, "{}").encode())
+        ours = {
+            key: _strings(path, key, _parse_json(path, metadata.get(key, "{}").encode()))
+            for key in (TIED_KEY, CRC_KEY)
+        }
+        self.tied.update(ours[TIED_KEY])
+        data, sums = 8 + length, ours[CRC_KEY]
         entries = {
             name: _parse_entry(path, name, value, data, sums.get(name))
             for name, value in header.items()
@@ -239,6 +243,12 @@ def _parse_json(path: Path, text: bytes) -> dict[str, Any]:
         raise ValueError(f"{path}: broken header or index: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: broken header or index: not a JSON object")
+    return value
+
+
+def _strings(path: Path, what: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError(f"{path}: broken header: {what} must map strings to strings")
     return value
 
 

@@ -147,6 +147,9 @@ BROKEN: dict[str, tuple[Any, bytes, str]] = {
     "deep": (b"[" * 100_000, b"", "broken header"),
     "twice": (b'{"a":1,"a":2}', b"", "occurs twice"),
     "metadata": ({"__metadata__": {"a": 1}}, b"", "__metadata__ must map strings"),
+    "our JSON": ({"__metadata__": {"flashint8.tied": "{"}}, b"", "broken header"),
+    "our names": ({"__metadata__": {"flashint8.tied": '{"a":1}'}}, b"", "tied must map strings"),
+    "our sums": ({"__metadata__": {"flashint8.crc32": '{"a":1}'}}, b"", "crc32 must map strings"),
     "no dtype": ({"a": {"shape": [], "data_offsets": [0, 4]}}, FOUR, "must have dtype"),
     "dtype": ({"a": entry("F7", [1], 0, 4)}, FOUR, "dtype 'F7'"),
     "dtype list": ({"a": {**entry("F32", [1], 0, 4), "dtype": []}}, FOUR, "dtype"),
@@ -290,3 +293,24 @@ def test_the_writer_refuses(tmp_path: Path) -> None:
             CheckpointWriter(tmp_path / "x.safetensors", [spec]) as writer,
         ):
             writer.write("a", wrong)
+
+
+def test_random_damage_is_a_value_error(tmp_path: Path) -> None:
+    """400 damaged files: refused, or every tensor reads; nothing else happens."""
+    path = tmp_path / "x.safetensors"
+    write(path, {"a": torch.arange(6), "b": torch.ones(3, dtype=torch.int8), "c": torch.ones(2, 2)})
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in torch.randint(0, header, (int(torch.randint(1, 5, ())),)).tolist():
+            damaged[place] = int(torch.randint(0, 256, ()))
+        path.write_bytes(damaged)
+        try:
+            checkpoint = Checkpoint(path)
+            for name in checkpoint.names():
+                checkpoint.tensor(name)
+        except ValueError:
+            refused += 1
+    assert refused > 300

@@ -24,8 +24,8 @@ PREFILL += [(128, 16), (128, 32), (128, 64), (128, 128), (128, 256), (256, 64)]
 # (head_dim, 16-byte loads) of the decode kernels
 DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
 # (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm
-GEMV = [(8, 16), (8, 8), (16, 8), (32, 8)]
-GEMM = [(32, 64), (32, 128), (64, 64), (128, 128)]
+GEMV = [(8, 16), (8, 8), (32, 8)]
+GEMM = [(16, 64), (32, 128), (64, 64), (64, 128), (128, 128)]
 
 
 def find(
@@ -95,7 +95,7 @@ def linear_problem(wanted: Callable[..., bool]) -> tuple[int, int, int]:
         return flashint8.explain("int8_linear", x, weight, scale, card=flashint8.Card.of())
 
     problems = itertools.product(
-        (3, 12, 20, 40, 64, 100, 200, 400), (100, 1000, 4100, 11008), (200, 1104, 4112)
+        (3, 12, 20, 40, 64, 100, 200, 400), (100, 1000, 4100, 11008), (208, 1104, 4112)
     )
     ordered = sorted(problems, key=lambda p: p[0] * p[1] * p[2])
     return find(iter(ordered), plan_of, wanted)

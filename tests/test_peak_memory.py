@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peak_memory_child import LAYERS, SIZE
+from peak_memory_child import LAYERS, SIZE, model_on_meta
 
+import flashint8
 from flashint8.checkpoint_writer import CheckpointWriter, Spec
 
 TENSOR = 2 * SIZE * SIZE  # bytes of the largest tensor, in bfloat16
@@ -48,3 +49,15 @@ def test_peak(checkpoint: Path, tmp_path: Path, action: str) -> None:
     assert added <= LIMITS[action], f"{added / 2**20:.1f} MiB, {LIMITS[action] / 2**20:.1f} allowed"
     if action == "load":
         assert added > INT8 / 2, f"{added} bytes: this measures nothing"
+
+
+def test_peak_on_cuda(cuda: str, checkpoint: Path) -> None:
+    """The device, too, holds the int8 model and one 16-bit tensor at most."""
+    model = model_on_meta()
+    flashint8.quantize_per_channel(torch.randn(64, 64, device=cuda))
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    flashint8.load_quantized(model, checkpoint, device=cuda)
+    added = torch.cuda.max_memory_allocated() - before
+    assert INT8 <= added <= INT8 + TENSOR + 2**20, f"{added / 2**20:.1f} MiB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,9 @@ from hf_models import CONFIGS, batch, logits, make, peer, transformers
 from torch import Tensor
 from transformers import masking_utils
 
+import flashint8
 import flashint8.integrations.transformers as fi8
+from flashint8 import cli
 
 TOLERANCE = {"cpu": 2e-5, "cuda": 2e-2}
 
@@ -273,6 +276,20 @@ def test_use_attention() -> None:
         fi8.use_attention(model, fallback="eager")
     with pytest.raises(ValueError, match="no transformers model in this Linear"):
         fi8.use_attention(torch.nn.Linear(2, 2))
+
+
+def test_models_whose_attention_cannot_be_exchanged(tmp_path: Path) -> None:
+    config = transformers.BloomConfig(vocab_size=101, hidden_size=64, n_layer=1, n_head=4)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match="BloomForCausalLM stays with its own attention"):
+        fi8.use_attention(model)
+    model.save_pretrained(tmp_path / "float")
+    with pytest.raises(ValueError, match="stays with its own attention"):
+        fi8.load_int8(tmp_path / "float")
+    assert cli.main(["quantize", str(tmp_path / "float"), str(tmp_path / "int8")]) == 0
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "int8")
+    assert isinstance(again.transformer.h[0].mlp.dense_h_to_4h, flashint8.QuantLinear)
+    assert bool(logits(again, input_ids=batch()["input_ids"]).isfinite().all())
 
 
 def test_bidirectional_models(device: str) -> None:

@@ -154,6 +154,12 @@ def test_what_is_chosen(tmp_path: Path) -> None:
     assert_same_model(load(tmp_path / "int8"), everything)
 
 
+def test_no_layer_is_a_warning(tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no layer of this LlamaForCausalLM is quantised"):
+        load(tmp_path, quantization_config=fi8.FlashInt8Config(skip=["*"]))
+
+
 def test_dtype_of_what_is_not_int8(tmp_path: Path) -> None:
     make("gpt2").save_pretrained(tmp_path)
     model = load(tmp_path, quantization_config=fi8.FlashInt8Config(), dtype=torch.bfloat16)
@@ -292,7 +298,7 @@ def test_load_int8(tmp_path: Path) -> None:
     assert report.bytes_before == sum(p.nbytes for p in tensors.values())
     assert report.bytes_after < report.bytes_before / 2
     model.save_pretrained(tmp_path / "int8")
-    again, second = fi8.load_int8(tmp_path / "int8")
+    again, second = fi8.load_int8(tmp_path / "int8", device="cpu")
     assert_same_model(again, model)
     assert second.swapped == report.swapped
     with pytest.raises(FileNotFoundError, match=r"none\.gguf: no such file"):
@@ -301,6 +307,23 @@ def test_load_int8(tmp_path: Path) -> None:
     transformers.LlamaConfig().save_pretrained(tmp_path / "odd")
     with pytest.raises(ValueError, match=r"its config\.json names no model"):
         fi8.load_int8(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_our_own_models_read_int8_folders(name: str, device: str, tmp_path: Path) -> None:
+    from flashint8.models import from_pretrained
+
+    model = make(name, device)
+    model.set_attn_implementation("fi8")
+    flashint8.quantize_model(model)
+    model.save_pretrained(tmp_path)
+    ours = from_pretrained(tmp_path, device=device, dtype=model.dtype, int8_head=False)
+    ids = batch(device)["input_ids"]
+    want = logits(model, input_ids=ids)
+    with torch.inference_mode():
+        got = ours(ids)
+    scale = 1e-4 if device == "cpu" else 2e-2
+    torch.testing.assert_close(got, want, rtol=0, atol=scale * float(want.abs().max()))
 
 
 def test_generate_with_int8(device: str) -> None:

@@ -43,7 +43,8 @@ def use_attention(model: nn.Module, fallback: str | None = None) -> None:
             there torch's attention is used, with a warning.
 
     Raises:
-        ValueError: fallback is another one, or there is no transformers model in `model`.
+        ValueError: fallback is another one, there is no transformers model in `model`, or its class
+            has an attention of its own that cannot be exchanged (Falcon, Bloom).
     """
     from transformers import PreTrainedModel
 
@@ -52,7 +53,12 @@ def use_attention(model: nn.Module, fallback: str | None = None) -> None:
     models = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
     if not models:
         raise ValueError(f"use_attention: no transformers model in this {type(model).__name__}")
-    models[0].set_attn_implementation(ATTENTION if fallback is None else ATTENTION_OR_SDPA)
+    name = ATTENTION if fallback is None else ATTENTION_OR_SDPA
+    models[0].set_attn_implementation(name)
+    used = models[0].config._attn_implementation
+    if used != name:
+        kind = type(models[0]).__name__
+        raise ValueError(f"use_attention: {kind} stays with its own attention ({used})")
 
 
 def attention_forward(

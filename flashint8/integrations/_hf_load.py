@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from flashint8._selection import model_bytes, select
-from flashint8.integrations._hf_attention import ATTENTION
+from flashint8.integrations._hf_attention import use_attention
 from flashint8.integrations._hf_quantizer import FlashInt8Config
 from flashint8.modules import QuantLinear
 from flashint8.quantize import QuantizeReport, quantize_model
@@ -18,6 +18,7 @@ def load_int8(
     source: str | os.PathLike[str],
     config: FlashInt8Config | None = None,
     dtype: str | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Any, QuantizeReport]:
     """Loads a model from a transformers folder or a .gguf file, quantised, with attention `fi8`.
 
@@ -29,14 +30,27 @@ def load_int8(
         config: what to quantise; not for folders that are int8 already.
         dtype: "float16", "bfloat16" or "float32", of what is not int8; None: the folder's, from a
             .gguf float16.
+        device: where the model goes; a folder's weights one by one (needs accelerate).
 
     Returns:
-        The model, in eval mode on the CPU, and what was done; bytes_before are those of the model
+        The model, in eval mode, and what was done; bytes_before are those of the model
         before, had it been loaded as it was.
 
     Raises:
-        OSError, ValueError: transformers cannot load it.
+        OSError, ValueError: transformers cannot load it, or its attention cannot be exchanged.
     """
+    model, report = load_int8_weights(source, config, dtype, device)
+    use_attention(model)
+    return model, report
+
+
+def load_int8_weights(
+    source: str | os.PathLike[str],
+    config: FlashInt8Config | None = None,
+    dtype: str | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Any, QuantizeReport]:
+    """`load_int8` with transformers' own attention."""
     source, config = Path(source), config or FlashInt8Config()
     if source.suffix == ".gguf":
         if not source.is_file():
@@ -46,12 +60,11 @@ def load_int8(
             gguf_file=source.name,
             quantization_config=transformers.GgufConfig(dequantize=True),
             dtype=getattr(torch, dtype or "float16"),
-            attn_implementation=ATTENTION,
         )
         report = quantize_model(
             model, skip=config.skip, min_features=config.min_features, method=config.method
         )
-        return model, report
+        return model.to(device), report
     base = transformers.AutoConfig.from_pretrained(source)
     names = base.architectures or []
     model_class = getattr(transformers, names[0], None) if names else None
@@ -62,7 +75,7 @@ def load_int8(
         source,
         quantization_config=None if quantized else config,
         dtype=dtype or "auto",
-        attn_implementation=ATTENTION,
+        device_map=None if torch.device(device).type == "cpu" else str(device),
     )
     return model, _report(model)
 

@@ -1,5 +1,6 @@
 """int8 weights as a quantization method of transformers, called `flashint8`."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -117,6 +118,10 @@ class FlashInt8Quantizer(HfQuantizer):  # type: ignore[misc]
                 model, METHOD, config.skip, lambda name, _: name not in tied, config.min_features
             ).chosen
         self._names = {name: names for names in chosen for name in names}
+        if not chosen:
+            warnings.warn(
+                f"flashint8: no layer of this {type(model).__name__} is quantised", stacklevel=2
+            )
         if self.pre_quantized:
             for names in chosen:
                 swap(model, names, PretrainedQuantLinear.empty_like(model.get_submodule(names[0])))

@@ -30,7 +30,7 @@ from flashint8.integrations._hf_attention import (
     use_attention,
 )
 from flashint8.integrations._hf_attention import register as _register_attention
-from flashint8.integrations._hf_load import load_int8
+from flashint8.integrations._hf_load import load_int8, load_int8_weights
 from flashint8.integrations._hf_mask import interval_mask
 from flashint8.integrations._hf_quantizer import (
     FlashInt8Config,
@@ -51,5 +51,6 @@ __all__ = [
     "attention_forward",
     "interval_mask",
     "load_int8",
+    "load_int8_weights",
     "use_attention",
 ]

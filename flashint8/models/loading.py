@@ -106,6 +106,8 @@ class _Names:
         self.full: dict[str, str] = {}
         for name in source.names():
             plain = name.removeprefix(_NANOGPT_PREFIX)
+            if plain.endswith(".weight_int8"):  # as transformers folders call it
+                plain = plain.removesuffix("_int8")
             for prefix in prefixes:
                 if plain.startswith(prefix):
                     self.full.setdefault(plain.removeprefix(prefix), name)

@@ -16,8 +16,7 @@ __device__ __forceinline__ void wait_for_prerequisite() {
 #endif
 }
 
-// The kernel behind this one may be brought onto the chip from now on. Called after
-// wait_for_prerequisite(), so that no kernel runs before the last but one has ended.
+// The kernel behind this one may be brought onto the chip from now on; it waits there itself.
 __device__ __forceinline__ void allow_dependent_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");

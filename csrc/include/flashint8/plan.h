@@ -49,7 +49,7 @@ struct LinearPlan {
   int num_warps = 0;
   int stages = 0;
   bool vectorized = true;
-  int num_splits = 1;  // blocks that share one output tile's k range
+  int num_splits = 1;  // the most blocks that share an output tile
   // The kernel may start while the one ahead of it in the stream still runs, and waits on the
   // device.
   bool dependent_launch = false;
