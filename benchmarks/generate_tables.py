@@ -111,7 +111,7 @@ def _memory(result: Result) -> tuple[list[str], list[list[str]]]:
         "peak there, measured",
         "predicted",
         "peak at context",
-        "tok/s there",
+        "predicted",
     ]
     lines = []
     for row in result["rows"]:
@@ -127,7 +127,7 @@ def _memory(result: Result) -> tuple[list[str], list[list[str]]]:
                     gib(method["peak_bytes"]),
                     gib(method["predicted_bytes"]),
                     f"{gib(method['short']['peak_bytes'])} at {method['short']['context']:,}",
-                    f"{method['short']['tokens_per_s']:,.0f}",
+                    gib(method["short"]["predicted_bytes"]),
                 ]
             )
     return header, lines

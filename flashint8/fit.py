@@ -98,8 +98,14 @@ class Setup:
 
     def workspace(self) -> int:
         """Bytes that reading the prompt takes at most beside weights and cache."""
+        whole, rest = divmod(self.context, self.prefill_chunk)
+        chunks = [(self.prefill_chunk, whole * self.prefill_chunk)] if whole else []
+        chunks += [(rest, self.context)] if rest else []
+        return max(self._chunk(length, keys) for length, keys in chunks)
+
+    def _chunk(self, length: int, keys: int) -> int:
+        """Bytes that reading `length` tokens takes, the last of which sees `keys`."""
         config, size = self.config, self.itemsize
-        length = min(self.prefill_chunk, self.context)
         rows = self.batch * length
         hidden, inner = config.hidden_size, config.intermediate_size
         # The residual, what was added to it, and its norm are alive in both halves of a block.
@@ -108,24 +114,24 @@ class Setup:
         attention = rows * (config.qkv_features + config.attention_features) * size
         logits = self.batch * config.vocab_size * (size + 4)
         linear = _SPLIT_LINEAR if self.linears == "int8" else 0
-        return stream + max(mlp, attention + self._scores(rows)) + logits + linear + _LIBRARY
+        return stream + max(mlp, attention + self._scores(rows, keys)) + logits + linear + _LIBRARY
 
-    def _scores(self, rows: int) -> int:
+    def _scores(self, rows: int, keys: int) -> int:
         """Bytes beyond q, k, v and the output while attention runs."""
         config, size = self.config, self.itemsize
-        pairs = rows * self.context
+        pairs = rows * keys
         if self.attention == "flashint8":
             return _SPLIT_ATTENTION
         # Plain PyTorch: rotated copies in float32 and back, a mask, keys and values of every head.
         group = config.num_heads // config.num_kv_heads
-        repeated = 2 * self.batch * self.context * config.attention_features * size
+        repeated = 2 * self.batch * keys * config.attention_features * size
         rotated = rows * config.attention_features * (size + 4)
-        chunked = self.context > self.prefill_chunk
+        chunked = keys * self.batch > rows
         if self.attention == "sdpa":
             masked = pairs * (1 + size) if chunked else 0
             return rotated + masked + (repeated if chunked and group > 1 else 0)
-        scores = 3 * pairs * config.num_heads * size  # scores, scaled or masked ones, probabilities
-        return rotated + pairs * 9 + scores + (repeated if group > 1 else 0)
+        scores = 2 * pairs * config.num_heads * size  # before and after scale, mask or softmax
+        return rotated + 2 * pairs + scores + (repeated if group > 1 else 0)
 
     def total(self) -> int:
         """Bytes in all."""

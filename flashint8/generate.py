@@ -153,17 +153,18 @@ class Generator:
         return logits
 
     def _step(self, sampling: Sampling) -> None:
-        """Reads the last token and draws the next, all on the device."""
+        """Reads the last token and draws the next, all on the device: what a graph captures."""
         logits = self.model.decode(self._token, self.cache)
         sampling.draw_(self._token, logits, self._random)
 
     def _advance(self, sampling: Sampling, step: int) -> None:
-        self.cache.reserve(1)
         if self.graph:
+            self.cache.reserve(1)
             self._graphs[sampling].replay()
+            self.cache.advance_host()
         else:
-            self._step(sampling)
-        self.cache.advance_host()
+            logits = self.model(self._token, self.cache, last=True)
+            sampling.draw_(self._token, logits, self._random)
         self._send(step)
 
     def _send(self, step: int) -> None:

@@ -179,7 +179,7 @@ if has bench; then
   bench attention_decode 45 attention_bench --suite decode --time-budget 12
   bench linear 90 linear_bench --time-budget 50
   bench block 45 block_bench --time-budget 8
-  bench generate 240 generate_bench --time-budget 100
+  bench generate 180 generate_bench --new-tokens 128 --iters 5 --time-budget 45
   bench memory 150 memory_bench
 fi
 if has profile; then

@@ -1,5 +1,7 @@
 #include "tensor_view.h"
 
+#include <stdexcept>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -137,11 +139,26 @@ int64_t row_count(const TensorView& t) {
   return count;
 }
 
+namespace {
+
+int64_t count(int64_t ndim, const int64_t* sizes) {
+  int64_t elements = 1;
+  for (int64_t d = 0; d < ndim; ++d) elements *= sizes[d];
+  return elements;
+}
+
+}  // namespace
+
 Tensor empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                      const TensorView& like) {
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, sizes, strides, dtype, like.device_type,
-                                                  like.device_index, &handle));
+  // The stable interface tells that it failed, not why: torch's own error type is lost here.
+  if (aoti_torch_empty_strided(ndim, sizes, strides, dtype, like.device_type, like.device_index,
+                               &handle) != AOTI_TORCH_SUCCESS) {
+    throw std::runtime_error("flashint8: out of memory: could not allocate a tensor of " +
+                             std::to_string(count(ndim, sizes)) + " elements of " +
+                             dtype_name(dtype) + " on " + device_name(like));
+  }
   return Tensor(handle);
 }
 
