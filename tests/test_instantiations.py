@@ -20,7 +20,7 @@ import flashint8
 DTYPES = [torch.float16, torch.bfloat16]
 # (head_dim, block_m) of the prefill kernels
 PREFILL = [(32, 64), (64, 16), (64, 32), (64, 64), (64, 128), (96, 64)]
-PREFILL += [(128, 16), (128, 64), (128, 128), (128, 256), (256, 64)]
+PREFILL += [(128, 16), (128, 32), (128, 64), (128, 128), (256, 64)]
 # (head_dim, 16-byte loads) of the decode kernels
 DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
 # (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm
@@ -46,7 +46,7 @@ def meta_qkv(batch: int, heads: int, seq_q: int, seq_kv: int, dim: int) -> list[
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("head_dim", "block_m"), PREFILL)
 def test_prefill(cuda: str, head_dim: int, block_m: int, dtype: torch.dtype) -> None:
-    shapes = itertools.product((1, 2, 4, 16), (1, 4, 12, 32), (100, 257, 640, 2048))
+    shapes = itertools.product((1, 2, 4, 16), (1, 4, 12), (100, 257, 640))
     batch, heads, seq = find(
         iter(sorted(shapes, key=lambda s: s[0] * s[1] * s[2] ** 2)),
         lambda s: flashint8.explain(

@@ -99,7 +99,6 @@ AttentionPlan plan_prefill(const AttentionParams& p, const Card& card) {
     if (v.head_dim < p.head_dim) continue;
     if (plan.head_dim != 0 && v.head_dim != plan.head_dim) break;
     if (v.shared_bytes() > card.shared_memory_per_block) continue;
-    if (v.block_m > 128 && p.seq_len_q < 8 * v.block_m) continue;  // much above the diagonal
     plan.variant = static_cast<int>(i);
     plan.head_dim = v.head_dim;
     plan.block_m = v.block_m;

@@ -9,13 +9,11 @@ set(FLASHINT8_ATTENTION_CUDA_SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_decode_fp16_d256.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_decode_fp16_d64.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_bf16_d128.cu
-    ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_bf16_d128_large.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_bf16_d128_small.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_bf16_d32_96_256.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_bf16_d64.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_bf16_d64_small.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_fp16_d128.cu
-    ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_fp16_d128_large.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_fp16_d128_small.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_fp16_d32_96_256.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_prefill_fp16_d64.cu

@@ -32,16 +32,15 @@ struct PrefillVariant {
 
 constexpr int kAnyGrid = 1 << 30;
 
-// Every row but the one of 256 queries fits the 99 KB that a block has on sm_86, sm_89 and sm_120.
-// By head_dim, then block_m.
+// Every row fits the 99 KB that a block has on sm_86, sm_89 and sm_120. By head_dim, then block_m.
 constexpr PrefillVariant kPrefillVariants[] = {
     // head_dim, block_m, block_n, chunk, num_warps, stages, min_blocks, key_groups,
     // max_blocks_per_sm
     {32, 64, 64, 64, 4, 2, 3, 1, kAnyGrid},  {64, 16, 128, 32, 4, 2, 2, 4, 1},
     {64, 32, 128, 64, 4, 2, 2, 2, 2},        {64, 64, 64, 64, 4, 2, 3, 1, 12},
     {64, 128, 64, 64, 4, 2, 2, 1, kAnyGrid}, {96, 64, 64, 64, 4, 2, 2, 1, kAnyGrid},
-    {128, 16, 64, 16, 4, 2, 2, 4, 2},        {128, 64, 64, 64, 4, 2, 2, 1, 3},
-    {128, 128, 64, 32, 4, 2, 2, 1, 2},       {128, 256, 64, 32, 8, 2, 1, 1, kAnyGrid},
+    {128, 16, 64, 16, 4, 2, 2, 4, 1},        {128, 32, 64, 32, 4, 2, 2, 2, 2},
+    {128, 64, 64, 64, 4, 2, 2, 1, 8},        {128, 128, 64, 32, 4, 2, 2, 1, kAnyGrid},
     {256, 64, 32, 32, 4, 2, 1, 1, kAnyGrid},
 };
 constexpr size_t kNumPrefillVariants = sizeof(kPrefillVariants) / sizeof(kPrefillVariants[0]);
