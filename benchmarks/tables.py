@@ -254,6 +254,8 @@ def rewrite(text: str, reference: Path) -> str:
 
 def digest(result: Result) -> str:
     """A result in a few lines of text: each case with its best peer, then the means."""
+    if result["benchmark"] == "counters":
+        return table_of_counters(result)
     ours, key = ours_of(result), best_key(result["rows"])
     lines = [f"{result['benchmark']} {result['suite']}: us, best peer, its time over ours"]
     for row in result["rows"]:
