@@ -7,9 +7,10 @@
 // with every digit's product exact in int32. The instruction takes unsigned bytes times signed
 // ones: the unsigned ones are w + 128, and the sums start at -128 times the sum of the digits.
 //
-// A row's integers are off by at most 2^-24 (2^-32) of its largest magnitude, which itself is at
-// most sqrt(K) times the root mean square of the row: no worse than fp32 sums. Rows that have no
-// such form (not finite, or too small to scale) go to int8_linear_gemv.h, all of the call.
+// A row's integers are off by at most 2^-24 (2^-32) of its largest magnitude. That is below what
+// fp32 sums lose, and far below the output's own rounding, as long as the largest is not too far
+// above the rest: rows where it is, rows that are not finite, and those too small to scale go to
+// the products of int8_linear_gemv.h, with all rows of the call.
 #pragma once
 
 #include "int8_linear_gemv.h"
@@ -21,6 +22,13 @@ namespace {
 
 template <class T>
 constexpr int kDigits = sizeof(T) == 2 ? 3 : 4;
+// How many powers of two the largest magnitude may lie above the (geometric) mean one.
+template <class T>
+constexpr float kDigitRange = 8.0f;
+template <>
+constexpr float kDigitRange<F16> = 10.0f;
+template <>
+constexpr float kDigitRange<BF16> = 12.0f;
 constexpr int64_t kDigitsHeader = kLanes;  // floats: whether there are digits, the units
 constexpr int64_t kMostDigitColumns = int64_t{1} << 20;  // a lane's sum stays within int32
 
@@ -44,21 +52,24 @@ FLASHINT8_INLINE float power_of_two(int n) {
 // Finds the unit of a row: false where the row cannot be written in digits.
 template <class T>
 bool find_unit(const T* x, int64_t k_count, float* unit, float* inverse) {
-  Vec largest = zero(), finite = zero();
+  Vec largest = zero(), finite = zero(), exponents = zero(), count = zero();
   for (int64_t k = 0; k < k_count; k += kLanes) {
     const Vec v = load_partial(x + k, smaller(kLanes, k_count - k));
     largest = max(abs(v), largest);
     finite = fma(v, zero(), finite);  // infinity * 0 is NaN
+    add_exponents(v, &exponents, &count);
   }
   if (!(sum_lanes(finite) == 0.0f)) return false;
   float most = max_lanes(largest);
-  if (most == 0.0f) most = 1.0f;
   constexpr float kSmallest = 0x1p-60f;
+  if (most == 0.0f) most = 1.0f;
   if (most < kSmallest) return false;
   most *= 1.004f;  // the largest of four signed digits is 127 * 0x01010101, not quite 2^31
   uint32_t bits;
   memcpy(&bits, &most, sizeof(bits));
   const int exponent = static_cast<int>(bits >> 23) - 127 - (8 * kDigits<T> - 2);
+  const float above = static_cast<float>(exponent + 8 * kDigits<T> - 2) * sum_lanes(count);
+  if (above - sum_lanes(exponents) > kDigitRange<T> * sum_lanes(count)) return false;
   *unit = power_of_two(exponent);
   *inverse = power_of_two(-exponent);
   return true;

@@ -239,6 +239,12 @@ FLASHINT8_INLINE IntVec byte_dot(IntVec acc, IntVec a, IntVec b) {
 FLASHINT8_INLINE IntVec times_minus_128(IntVec v) {
   return _mm512_sub_epi32(int_zero(), _mm512_slli_epi32(v, 7));
 }
+// Adds the exponents of what is not 0 in v, and counts it.
+FLASHINT8_INLINE void add_exponents(Vec v, Vec* exponents, Vec* count) {
+  const __mmask16 some = _mm512_cmp_ps_mask(v, zero(), _CMP_NEQ_UQ);
+  *exponents = _mm512_mask_add_ps(*exponents, some, *exponents, _mm512_getexp_ps(v));
+  *count = _mm512_mask_add_ps(*count, some, *count, set1(1.0f));
+}
 FLASHINT8_INLINE IntVec one_bytes() { return _mm512_set1_epi8(1); }
 FLASHINT8_INLINE Vec to_float(IntVec v) { return _mm512_cvtepi32_ps(v); }
 FLASHINT8_INLINE IntVec to_int(Vec v) { return _mm512_cvtps_epi32(v); }  // rounds half to even
