@@ -114,9 +114,10 @@ def check_all(bank: Bank, w: Weights, m: int, seed: int, compiled: Method | None
     if compiled:
         candidates.append(compiled)
     error, limit = linear_error(w, x, seed)
-    checked = check([c for c in candidates if c.name != "torch_dynamic_int8"], error, limit)
-    # Eight-bit activations and one scale for the whole weight: its error is for the table only.
-    coarse = [c for c in candidates if c.name == "torch_dynamic_int8"]
+    # Eight-bit activations and one scale for the whole weight, or another dtype than x has: these
+    # errors are for the table only.
+    coarse = [c for c in candidates if c.name.startswith(("torch_dynamic_int8", "torch_linear_"))]
+    checked = check([c for c in candidates if c not in coarse], error, limit)
     checked += check(coarse, error, 1e3 * limit)
     return [*checked, *(f for f in found if isinstance(f, Skipped))]
 
