@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import generate_tables
 from report import best_key, ceilings_of, p50
 from tables import Result, case_cells, dtypes_of, load, ours_of, rewrite, timed_methods, title
 
@@ -233,6 +234,8 @@ def plot(result: Result, plt: Any) -> Any | None:
         return plot_bars(result, plt, "tflops", "TFLOP/s (causal half)", ceilings["matmul_tflops"])
     if benchmark == "block":
         return plot_block(result, plt)
+    if benchmark in generate_tables.BENCHMARKS:
+        return generate_tables.plot(result, plt, machine(result))
     if benchmark == "attention":
         return plot_speedups(result, plt)
     return None

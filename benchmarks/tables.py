@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import generate_tables
+import quality_tables
 from report import best_key, best_peer, ceilings_of, format_us, geometric_mean, p50, speedups
 
 REGION = re.compile(
@@ -75,7 +77,7 @@ def timed_methods(rows: Sequence[Result]) -> list[str]:
 
 def dtypes_of(rows: Sequence[Result]) -> list[str]:
     """The dtypes of the cases, in their order."""
-    return list(dict.fromkeys(row["case"]["dtype"] for row in rows))
+    return list(dict.fromkeys(row["case"]["dtype"] for row in rows if "dtype" in row["case"]))
 
 
 def filter_rows(rows: Sequence[Result], words: Sequence[str]) -> list[Result]:
@@ -194,7 +196,18 @@ def table_of_trace(result: Result) -> str:
     return markdown(["block", "operator", "calls", "us", "share"], lines)
 
 
-def caption(result: Result, rows: Sequence[Result]) -> str:
+def table_of_counters(result: Result) -> str:
+    """A row a kernel, a column a counter, as profiler/profile_kernels.py read them."""
+    columns = list(result["rows"][0]["counters"])
+    lines = [
+        [f"`{row['case']['kernel']}`"]
+        + ["-" if (x := row["counters"][c]) is None else f"{x:,.4g}" for c in columns]
+        for row in result["rows"]
+    ]
+    return markdown(["kernel", *(c.replace("_", " ") for c in columns)], lines)
+
+
+def origin(result: Result, rows: Sequence[Result]) -> str:
     """Where the numbers of these rows come from."""
     env, found = result["environment"], [ceilings_of(result, row) for row in rows]
     parts = [env["device"]]
@@ -205,7 +218,7 @@ def caption(result: Result, rows: Sequence[Result]) -> str:
     parts.append(f"torch {env['torch']}")
     dtypes = dtypes_of(rows)
     parts += dtypes[:1] if len(dtypes) == 1 else []
-    if all(found):
+    if found and all(found):
         least, most = (f"{f(c['read_gb_s'] for c in found):.0f}" for f in (min, max))
         read = least if least == most else f"{least} to {most}"
         rates = dict.fromkeys(
@@ -217,18 +230,34 @@ def caption(result: Result, rows: Sequence[Result]) -> str:
         parts.append(f"commit {env['git'][:10]}{' with changes' if env['dirty'] else ''}")
     if env.get("date"):
         parts.append(env["date"])
+    return ", ".join(parts)
+
+
+def caption(result: Result, rows: Sequence[Result]) -> str:
+    """Where the numbers come from, and what they are."""
     key = best_key(result["rows"])
     how = "medians of CUDA-graph replays" if key == "graph_us" else "medians"
-    return f"<sub>{', '.join(parts)}; {how}; in brackets: times our time.</sub>\n"
+    return f"<sub>{origin(result, rows)}; {how}; in brackets: times our time.</sub>\n"
 
 
 def render(path: Path, words: Sequence[str] = ()) -> str:
     """The Markdown of one region."""
     result = load(path)
+    if result["benchmark"] == "counters":
+        note = "counters of Nsight Compute, one call of each kind"
+        text = origin(result, result["rows"])
+        return f"\n{table_of_counters(result)}\n<sub>{text}; {note}.</sub>\n\n"
     if result["benchmark"] == "trace":
         return f"\n{table_of_trace(result)}\n"
-    table = table_of_means if "summary" in words else table_of_rows
-    return f"\n{table(result, words)}\n{caption(result, filter_rows(result['rows'], words))}\n"
+    for module in (quality_tables, generate_tables):
+        if result["benchmark"] in module.BENCHMARKS:
+            result["rows"] = filter_rows(result["rows"], words)
+            table = markdown(*module.cells(result))
+            text = origin(result, result["rows"])
+            return f"\n{table}\n<sub>{text}; {module.note(result)}.</sub>\n\n"
+    rendered = table_of_means if "summary" in words else table_of_rows
+    text = caption(result, filter_rows(result["rows"], words))
+    return f"\n{rendered(result, words)}\n{text}\n"
 
 
 def rewrite(text: str, reference: Path) -> str:
@@ -250,6 +279,8 @@ def rewrite(text: str, reference: Path) -> str:
 
 def digest(result: Result) -> str:
     """A result in a few lines of text: each case with its best peer, then the means."""
+    if result["benchmark"] == "counters":
+        return table_of_counters(result)
     ours, key = ours_of(result), best_key(result["rows"])
     lines = [f"{result['benchmark']} {result['suite']}: us, best peer, its time over ours"]
     for row in result["rows"]:

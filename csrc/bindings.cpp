@@ -150,6 +150,7 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
   fields["stages"] = plan.stages;
   fields["vectorized"] = plan.vectorized;
   fields["num_splits"] = plan.num_splits;
+  fields["dependent_launch"] = plan.dependent_launch;
   fields["num_blocks"] = plan.num_blocks;
   fields["shared_bytes"] = plan.shared_bytes;
   fields["workspace_bytes"] = plan.workspace_bytes;
@@ -192,6 +193,7 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
   fields["stages"] = plan.stages;
   fields["vectorized"] = plan.vectorized;
   fields["num_splits"] = plan.num_splits;
+  fields["dependent_launch"] = plan.dependent_launch;
   fields["num_blocks"] = plan.num_blocks;
   fields["shared_bytes"] = plan.shared_bytes;
   fields["workspace_bytes"] = plan.workspace_bytes;

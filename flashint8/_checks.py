@@ -115,6 +115,7 @@ def check_attention(
     window: int = -1,
     softcap: float = 0.0,
     scale: float | None = None,
+    fp16_accumulate: bool = False,
     device_type: str | None = None,
 ) -> None:
     """Checks `attention`'s arguments by the rules of `device_type` (None: that of q)."""
@@ -139,6 +140,8 @@ def check_attention(
         )
     _check_head_dim(q.shape[3], device_type)
     _check_options(causal, window, softcap, scale)
+    if fp16_accumulate and q.dtype != torch.float16:
+        raise ValueError(f"attention: fp16_accumulate needs float16, got {dtype_name(q.dtype)}")
     if kv_lengths is not None:
         _check_row_numbers("attention: kv_lengths", kv_lengths, q)
     if kv_start is not None:
@@ -164,17 +167,17 @@ def attention_output_strides(q: Tensor) -> list[int]:
     return result
 
 
-def _check_row_layout(x: Tensor) -> None:
+def _check_row_layout(what: str, x: Tensor) -> None:
     """The leading dimensions of x merge into at most 4 strided ones."""
     if x.dim() <= 5 or x.numel() == 0 or len(row_runs(x)) <= MAX_ROW_RUNS:
         return
     raise ValueError(
-        f"int8_linear: x's leading dimensions must merge into at most {MAX_ROW_RUNS} strided ones, "
-        f"got shape {shape_text(x)}; pass x.contiguous()"
+        f"{what}'s leading dimensions must merge into at most {MAX_ROW_RUNS} strided ones, "
+        f"got shape {shape_text(x)}; pass {what.partition(': ')[2]}.contiguous()"
     )
 
 
-def _check_channels(what: str, tensor: Tensor, n: int) -> None:
+def _check_vector(what: str, tensor: Tensor, n: int) -> None:
     if tensor.dim() != 1 or tensor.shape[0] != n:
         raise ValueError(f"{what} must have shape ({n},), got {shape_text(tensor)}")
     if n > 1 and tensor.stride(0) != 1:
@@ -206,15 +209,15 @@ def check_int8_linear(
     if weight_scale.dtype != torch.float32:
         got = dtype_name(weight_scale.dtype)
         raise ValueError(f"int8_linear: weight_scale must be float32, got {got}")
-    _check_channels("int8_linear: weight_scale", weight_scale, weight.shape[0])
+    _check_vector("int8_linear: weight_scale", weight_scale, weight.shape[0])
     if bias is not None:
         _check_device("int8_linear: bias", bias, "x", x)
         if bias.dtype != x.dtype:
             raise ValueError(
                 f"int8_linear: bias has dtype {dtype_name(bias.dtype)}, x has {dtype_name(x.dtype)}"
             )
-        _check_channels("int8_linear: bias", bias, weight.shape[0])
-    _check_row_layout(x)
+        _check_vector("int8_linear: bias", bias, weight.shape[0])
+    _check_row_layout("int8_linear: x", x)
 
 
 def check_quantize_per_channel(weight: Tensor) -> None:
@@ -228,3 +231,131 @@ def check_quantize_per_channel(weight: Tensor) -> None:
             "quantize_per_channel: weight must be float16, bfloat16 or float32, got "
             f"{dtype_name(weight.dtype)}"
         )
+
+
+def _check_like(what: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+    _check_device(what, tensor, reference_name, reference)
+    if tensor.dtype != reference.dtype:
+        raise ValueError(
+            f"{what} has dtype {dtype_name(tensor.dtype)}, "
+            f"{reference_name} has {dtype_name(reference.dtype)}"
+        )
+
+
+def _check_shape(what: str, tensor: Tensor, *sizes: int | None) -> None:
+    """None: any size."""
+    if tensor.dim() == len(sizes) and all(
+        expected is None or size == expected
+        for size, expected in zip(tensor.shape, sizes, strict=True)
+    ):
+        return
+    shown = ", ".join("*" if size is None else str(size) for size in sizes)
+    shown += "," if len(sizes) == 1 else ""
+    raise ValueError(f"{what} must have shape ({shown}), got {shape_text(tensor)}")
+
+
+def _check_written(what: str, tensor: Tensor) -> None:
+    """What is written in place must not name an element twice, as an expanded tensor does."""
+    for d in range(tensor.dim()):
+        if tensor.shape[d] > 1 and tensor.stride(d) == 0:
+            raise ValueError(
+                f"{what} is written in place and must not be expanded, "
+                f"got stride 0 in dimension {d}"
+            )
+
+
+def _check_heads(
+    what: str, tensor: Tensor, q: Tensor, heads: int | None, tokens: int | None
+) -> None:
+    _check_like(what, tensor, "q", q)
+    _check_shape(what, tensor, q.shape[0], heads, tokens, q.shape[3])
+    _check_last_dim(what, tensor)
+
+
+def _check_table(table: Tensor, q: Tensor, slots: int) -> None:
+    what = "rope_append_: cos_sin"
+    _check_device(what, table, "q", q)
+    if table.dtype != torch.float32:
+        raise ValueError(f"{what} must be float32, got {dtype_name(table.dtype)}")
+    if table.dim() != 2:
+        raise ValueError(f"{what} must have 2 dimensions (P, R), got {table.dim()}")
+    _check_last_dim(what, table)
+    rows, rotary_dim = table.shape
+    if rotary_dim < 2 or rotary_dim % 2 != 0 or rotary_dim > q.shape[3]:
+        raise ValueError(
+            f"{what} must have an even number of columns from 2 to head_dim {q.shape[3]}, "
+            f"got {rotary_dim}"
+        )
+    if rows < slots or rows < 1:
+        raise ValueError(f"{what} must have a row for each of k_cache's {slots} slots, got {rows}")
+
+
+def check_rope_append(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None = None,
+) -> None:
+    """Checks `rope_append_`'s arguments."""
+    if q.dim() != 4:
+        raise ValueError(f"rope_append_: q must have 4 dimensions (B, H, T, D), got {q.dim()}")
+    _check_float("rope_append_: q", q, q.device.type)
+    _check_last_dim("rope_append_: q", q)
+    tokens = q.shape[2]
+    _check_heads("rope_append_: k", k, q, None, tokens)
+    _check_heads("rope_append_: v", v, q, k.shape[1], tokens)
+    _check_heads("rope_append_: k_cache", k_cache, q, k.shape[1], None)
+    _check_heads("rope_append_: v_cache", v_cache, q, k.shape[1], k_cache.shape[2])
+    _check_device("rope_append_: positions", positions, "q", q)
+    if positions.dtype != torch.int32:
+        got = dtype_name(positions.dtype)
+        raise ValueError(f"rope_append_: positions must be int32, got {got}")
+    _check_shape("rope_append_: positions", positions, q.shape[0])
+    _check_written("rope_append_: q", q)
+    _check_written("rope_append_: k_cache", k_cache)
+    _check_written("rope_append_: v_cache", v_cache)
+    if cos_sin is not None:
+        _check_table(cos_sin, q, k_cache.shape[2])
+
+
+def check_add_norm(
+    residual: Tensor, x: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
+) -> None:
+    """Checks `add_norm_`'s arguments."""
+    if residual.dim() < 1:
+        raise ValueError("add_norm_: residual must have at least 1 dimension, got 0")
+    _check_float("add_norm_: residual", residual, residual.device.type)
+    _check_last_dim("add_norm_: residual", residual)
+    if x is not None:
+        _check_like("add_norm_: x", x, "residual", residual)
+        if x.shape != residual.shape:
+            raise ValueError(
+                f"add_norm_: x must have residual's shape {shape_text(residual)}, "
+                f"got {shape_text(x)}"
+            )
+        _check_last_dim("add_norm_: x", x)
+        _check_row_layout("add_norm_: x", x)
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            _check_like(f"add_norm_: {name}", vector, "residual", residual)
+            _check_vector(f"add_norm_: {name}", vector, residual.shape[-1])
+    if not (eps >= 0 and math.isfinite(eps)):
+        raise ValueError(f"add_norm_: eps must be finite and at least 0, got {eps:g}")
+    _check_written("add_norm_: residual", residual)
+    _check_row_layout("add_norm_: residual", residual)
+
+
+def check_silu_mul(gate_up: Tensor) -> None:
+    """Checks `silu_mul`'s argument."""
+    if gate_up.dim() < 1:
+        raise ValueError("silu_mul: gate_up must have at least 1 dimension, got 0")
+    _check_float("silu_mul: gate_up", gate_up, gate_up.device.type)
+    _check_last_dim("silu_mul: gate_up", gate_up)
+    if gate_up.shape[-1] % 2 != 0:
+        raise ValueError(
+            f"silu_mul: gate_up must have an even last dimension, got {gate_up.shape[-1]}"
+        )
+    _check_row_layout("silu_mul: gate_up", gate_up)

@@ -23,7 +23,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="info as JSON"
         )
+    from flashint8 import _fit_command, _quantize_command
+
+    _fit_command.add_arguments(
+        commands.add_parser("fit", help="what of a model fits into a GPU's memory")
+    )
+    _quantize_command.add_arguments(
+        commands.add_parser("quantize", help="make a checkpoint int8, one tensor at a time")
+    )
     options = parser.parse_args(arguments)
+    if options.command == "fit":
+        return _fit_command.run(options)
+    if options.command == "quantize":
+        return _quantize_command.run(options)
 
     from flashint8 import _info
 

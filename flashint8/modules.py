@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from flashint8 import _layout, functional
 from flashint8._checks import FLOAT_DTYPES, dtype_name
+from flashint8._linears import is_linear, linear_weight, why_not_plain, why_not_quantizable
+from flashint8.per_channel import quantize_per_channel
 
 
 class QuantLinear(nn.Module):
@@ -39,6 +41,7 @@ class QuantLinear(nn.Module):
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
+    WEIGHT_NAME = "weight"  # of the int8 buffer
 
     def __init__(
         self,
@@ -58,7 +61,8 @@ class QuantLinear(nn.Module):
         self.out_features = out_features
         self._dtype = dtype
         shape = (out_features, in_features)
-        self.register_buffer("weight", torch.empty(shape, dtype=torch.int8, device=device))
+        weight = torch.empty(shape, dtype=torch.int8, device=device)
+        self.register_buffer(self.WEIGHT_NAME, weight)
         scale = torch.empty(out_features, dtype=torch.float32, device=device)
         self.register_buffer("weight_scale", scale)
         bias_buffer = torch.empty(out_features, dtype=dtype, device=device) if bias else None
@@ -81,35 +85,46 @@ class QuantLinear(nn.Module):
             bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def _set_weight(self, weight: Tensor) -> None:
-        self.weight, self.weight_scale = functional.quantize_per_channel(weight)
+    def _set_weight(self, weight: Tensor, method: str = "absmax") -> None:
+        self.weight, self.weight_scale = quantize_per_channel(weight, method)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> "QuantLinear":
+    def from_linear(cls, linear: nn.Module, method: str = "absmax") -> "QuantLinear":
         """A QuantLinear with `linear`'s weight quantised, on its device, in its dtype.
 
+        Args:
+            linear: an nn.Linear, or transformers' Conv1D, whose weight is (K, N).
+            method: as `quantize_per_channel` takes it.
+
         Raises:
-            TypeError: `linear` is not an nn.Linear.
+            TypeError: `linear` is neither.
             ValueError: it is more than a plain nn.Linear (a subclass or an instance with a forward
                 of its own, forward hooks, a parametrisation), or its weight is not yet initialised,
                 of another dtype than float16, bfloat16 or float32, or has a non-finite value.
         """
-        if not isinstance(linear, nn.Linear):
+        if not is_linear(linear):
             raise TypeError(f"from_linear: expected an nn.Linear, got {type(linear).__name__}")
         reason = why_not_plain(linear) or why_not_quantizable(linear)
         if reason:
             raise ValueError(f"from_linear: {reason}")
-        weight = linear.weight.detach()
+        weight, bias = linear_weight(linear), linear.bias
+        quant = cls.empty_like(linear)
+        quant._set_weight(weight, method)
+        if isinstance(bias, Tensor):
+            quant.bias = bias.detach().clone()
+        return quant
+
+    @classmethod
+    def empty_like(cls, linear: nn.Module) -> "QuantLinear":
+        """A QuantLinear on "meta" with `linear`'s sizes, dtype and mode."""
+        weight = linear_weight(linear)
         quant = cls(
-            linear.in_features,
-            linear.out_features,
+            weight.shape[1],
+            weight.shape[0],
             bias=linear.bias is not None,
             device="meta",
             dtype=weight.dtype,
         )
-        quant._set_weight(weight)
-        if linear.bias is not None:
-            quant.bias = linear.bias.detach().clone()
         quant.train(linear.training)
         return quant
 
@@ -139,7 +154,7 @@ class QuantLinear(nn.Module):
         buffers = self._buffers  # nn.Module.__getattr__ would cost a microsecond
         return functional.int8_linear(
             x,
-            buffers["weight"],  # type: ignore[arg-type]
+            buffers[self.WEIGHT_NAME],  # type: ignore[arg-type]
             buffers["weight_scale"],  # type: ignore[arg-type]
             buffers["bias"],
         )
@@ -157,7 +172,7 @@ class QuantLinear(nn.Module):
             result = fn(tensor)
             if result.dtype == tensor.dtype:
                 return result
-            if tensor is self._buffers["weight"] or tensor is self._buffers["weight_scale"]:
+            if tensor is self.weight or tensor is self.weight_scale:
                 return tensor.to(result.device)
             return result
 
@@ -192,7 +207,9 @@ class QuantLinear(nn.Module):
     @torch.no_grad()
     def _prepare_state(self, state: dict[str, Any], prefix: str, assign: bool) -> None:
         """Turns a float weight into int8 and its scale; refuses what copying would garble."""
-        weight, scale = state.get(prefix + "weight"), state.get(prefix + "weight_scale")
+        if prefix + self.WEIGHT_NAME not in state and prefix + "weight" in state:
+            state[prefix + self.WEIGHT_NAME] = state.pop(prefix + "weight")
+        weight, scale = state.get(prefix + self.WEIGHT_NAME), state.get(prefix + "weight_scale")
         if scale is not None:
             if weight is not None and weight.dtype != torch.int8:
                 raise ValueError(
@@ -209,38 +226,10 @@ class QuantLinear(nn.Module):
             if weight.dtype != torch.int8:
                 raise ValueError(f"QuantLinear: weight must be int8 or float, got {weight.dtype}")
             return
-        quantized = functional.quantize_per_channel(weight)
-        state[prefix + "weight"], state[prefix + "weight_scale"] = quantized
+        quantized = quantize_per_channel(weight)
+        state[prefix + self.WEIGHT_NAME], state[prefix + "weight_scale"] = quantized
         if assign:
             self._dtype = weight.dtype
-
-
-def why_not_plain(linear: nn.Linear) -> str | None:
-    """What this layer does beyond nn.Linear's forward, in words; None if nothing."""
-    if nn.utils.parametrize.is_parametrized(linear):
-        return (
-            "it is parametrised (torch.nn.utils.parametrize): bake it in first with "
-            "torch.nn.utils.parametrize.remove_parametrizations"
-        )
-    if type(linear).forward is not nn.Linear.forward or "forward" in vars(linear):
-        return f"its forward is not nn.Linear's (it is a {type(linear).__name__})"
-    if isinstance(linear.weight, nn.parameter.UninitializedParameter):
-        return None  # a lazy layer's own hook initialises it
-    if linear._forward_pre_hooks or linear._forward_hooks:
-        return (
-            "it has forward hooks (as weight_norm, spectral_norm and prune set them), which would "
-            "be lost: remove them first"
-        )
-    return None
-
-
-def why_not_quantizable(linear: nn.Linear) -> str | None:
-    """Why this plain nn.Linear's weight cannot be quantised, in words; None if it can."""
-    if isinstance(linear.weight, nn.parameter.UninitializedParameter):
-        return "its weight is not initialised yet (a lazy layer): run the model once first"
-    if linear.weight.dtype not in FLOAT_DTYPES:
-        return f"its weight is {dtype_name(linear.weight.dtype)}, not float16, bfloat16 or float32"
-    return None
 
 
 class CausalSelfAttention(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashint8 import _checks
+from flashint8 import _checks, _checks_tokens
 from flashint8 import _load as _load  # registers the operators
 
 _namespace = torch.ops.flashint8
@@ -20,6 +20,11 @@ attention: Callable[..., Tensor] = _namespace.attention.default
 attention_with_lse: Callable[..., tuple[Tensor, Tensor]] = _namespace.attention_with_lse.default
 int8_linear: Callable[..., Tensor] = _namespace.int8_linear.default
 quantize_per_channel: Callable[..., tuple[Tensor, Tensor]] = _namespace.quantize_per_channel.default
+rope_append_: Callable[..., None] = _namespace.rope_append_.default
+add_norm_: Callable[..., Tensor] = _namespace.add_norm_.default
+silu_mul: Callable[..., Tensor] = _namespace.silu_mul.default
+embed_: Callable[..., None] = _namespace.embed_.default
+argmax_: Callable[..., None] = _namespace.argmax_.default
 
 _ATTENTION_HAS_NO_BACKWARD = (
     "flashint8.attention is for inference and has no backward; to train, use "
@@ -29,6 +34,10 @@ _ATTENTION_HAS_NO_BACKWARD = (
 _LINEAR_HAS_NO_BACKWARD = (
     "flashint8.int8_linear is for inference and has no backward; to train, use torch.nn.Linear "
     "(QuantLinear.to_linear() makes one); to run it, wrap the call in torch.inference_mode()"
+)
+_SILU_MUL_HAS_NO_BACKWARD = (
+    "flashint8.silu_mul is for inference and has no backward; to train, use "
+    "torch.nn.functional.silu; to run it, wrap the call in torch.inference_mode()"
 )
 
 
@@ -43,6 +52,7 @@ def _attention_fake(
     window: int = -1,
     softcap: float = 0.0,
     scale: float | None = None,
+    fp16_accumulate: bool = False,
 ) -> Tensor:
     _checks.check_attention(
         q,
@@ -54,6 +64,7 @@ def _attention_fake(
         window=window,
         softcap=softcap,
         scale=scale,
+        fp16_accumulate=fp16_accumulate,
     )
     return q.new_empty_strided(q.shape, _checks.attention_output_strides(q))
 
@@ -69,6 +80,7 @@ def _attention_with_lse_fake(
     window: int = -1,
     softcap: float = 0.0,
     scale: float | None = None,
+    fp16_accumulate: bool = False,
 ) -> tuple[Tensor, Tensor]:
     out = _attention_fake(
         q,
@@ -80,6 +92,7 @@ def _attention_with_lse_fake(
         window=window,
         softcap=softcap,
         scale=scale,
+        fp16_accumulate=fp16_accumulate,
     )
     return out, q.new_empty(q.shape[:3], dtype=torch.float32)
 
@@ -99,10 +112,47 @@ def _quantize_per_channel_fake(weight: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
+def _rope_append_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+) -> None:
+    _checks.check_rope_append(q, k, v, k_cache, v_cache, positions, cos_sin)
+
+
+def _add_norm_fake(
+    residual: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    rms: bool = True,
+) -> Tensor:
+    _checks.check_add_norm(residual, x, weight, bias, eps)
+    return residual.new_empty(residual.shape)
+
+
+def _silu_mul_fake(gate_up: Tensor) -> Tensor:
+    _checks.check_silu_mul(gate_up)
+    return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+
+
 torch.library.register_fake("flashint8::attention", _attention_fake)
 torch.library.register_fake("flashint8::attention_with_lse", _attention_with_lse_fake)
 torch.library.register_fake("flashint8::int8_linear", _int8_linear_fake)
 torch.library.register_fake("flashint8::quantize_per_channel", _quantize_per_channel_fake)
+torch.library.register_fake("flashint8::rope_append_", _rope_append_fake)
+torch.library.register_fake("flashint8::add_norm_", _add_norm_fake)
+torch.library.register_fake("flashint8::silu_mul", _silu_mul_fake)
+torch.library.register_fake("flashint8::embed_", _checks_tokens.check_embed)
+torch.library.register_fake("flashint8::argmax_", _checks_tokens.check_argmax)
 
 _library = torch.library.Library("flashint8", "FRAGMENT")
 _library.define("_no_backward(Tensor grad, SymInt[] size, str message) -> Tensor")
@@ -145,6 +195,7 @@ class AttentionForward(torch.autograd.Function):
         window: int,
         softcap: float,
         scale: float | None,
+        fp16_accumulate: bool,
     ) -> Tensor:
         return attention(
             q,
@@ -156,6 +207,7 @@ class AttentionForward(torch.autograd.Function):
             window=window,
             softcap=softcap,
             scale=scale,
+            fp16_accumulate=fp16_accumulate,
         )
 
     @staticmethod
@@ -165,7 +217,7 @@ class AttentionForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads = _raise_for(ctx.shapes, grad, _ATTENTION_HAS_NO_BACKWARD)
-        return *grads, None, None, None, None, None, None
+        return *grads, None, None, None, None, None, None, None
 
 
 class AttentionWithLseForward(torch.autograd.Function):
@@ -182,6 +234,7 @@ class AttentionWithLseForward(torch.autograd.Function):
         window: int,
         softcap: float,
         scale: float | None,
+        fp16_accumulate: bool,
     ) -> tuple[Tensor, Tensor]:
         return attention_with_lse(
             q,
@@ -193,6 +246,7 @@ class AttentionWithLseForward(torch.autograd.Function):
             window=window,
             softcap=softcap,
             scale=scale,
+            fp16_accumulate=fp16_accumulate,
         )
 
     @staticmethod
@@ -202,7 +256,7 @@ class AttentionWithLseForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         grads = _raise_for(ctx.shapes, grad, _ATTENTION_HAS_NO_BACKWARD)
-        return *grads, None, None, None, None, None, None
+        return *grads, None, None, None, None, None, None, None
 
 
 class Int8LinearForward(torch.autograd.Function):
@@ -221,3 +275,28 @@ class Int8LinearForward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_scale, bias = _raise_for(ctx.shapes, grad, _LINEAR_HAS_NO_BACKWARD)
         return x, None, weight_scale, bias
+
+
+class SiluMulForward(torch.autograd.Function):
+    """`silu_mul` where grad is enabled and gate_up requires it."""
+
+    @staticmethod
+    def forward(gate_up: Tensor) -> Tensor:
+        return silu_mul(gate_up)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.shapes = _shapes(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor | None:
+        return _raise_for(ctx.shapes, grad, _SILU_MUL_HAS_NO_BACKWARD)[0]
+
+
+def refuse_grad(op: str, *tensors: Tensor | None) -> None:
+    """Raises where a tensor requires grad: what an operator writes in place has no graph."""
+    if any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        raise RuntimeError(
+            f"flashint8.{op} is for inference: it writes in place and has no backward; wrap the "
+            "call in torch.inference_mode()"
+        )

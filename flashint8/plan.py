@@ -1,5 +1,6 @@
 """`explain`: which kernel would run, and how, as data; also for cards that are not here."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,20 @@ class Card:
 
     @classmethod
     def of(cls, device: torch.device | str | int | None = None) -> "Card":
-        """The card of a CUDA device that is here; default the current one."""
+        """The card that plans are made for on a CUDA device; default the current one.
+
+        That is the device's own, or the one that the environment variable FLASHINT8_PLAN_CARD names
+        as "compute_capability,sm_count,shared_memory_per_block".
+        """
+        forced = os.environ.get("FLASHINT8_PLAN_CARD")
+        if forced is not None:
+            numbers = forced.split(",")
+            if len(numbers) != 3 or not all(n.isdecimal() and int(n) > 0 for n in numbers):
+                raise ValueError(
+                    "FLASHINT8_PLAN_CARD must be compute_capability,sm_count,"
+                    f"shared_memory_per_block as in 86,30,101376, got {forced}"
+                )
+            return cls(*map(int, numbers))
         properties = torch.cuda.get_device_properties(device)
         return cls(
             compute_capability=10 * properties.major + properties.minor,
@@ -133,6 +147,7 @@ def _explain_attention(
     window: int = -1,
     softcap: float = 0.0,
     scale: float | None = None,
+    fp16_accumulate: bool = False,
 ) -> Plan:
     card = _resolve(q, card)
     _checks.check_attention(
@@ -145,6 +160,7 @@ def _explain_attention(
         window=window,
         softcap=softcap,
         scale=scale,
+        fp16_accumulate=fp16_accumulate,
         device_type="cpu" if card is None else "cuda",
     )
     sizes: dict[str, Any] = {

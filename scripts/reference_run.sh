@@ -94,7 +94,8 @@ tests() {
     $(pytest_jobs 6) ${TEST_FLAGS:-}
 }
 
-# The code of small cards: a library that holds one PTX version only, compiled by the driver here.
+# ptx VERSION CARD...: the code and the plans of small cards: a library that holds one PTX version
+# only, compiled by the driver here, on plans made for each card.
 ptx() {
   local copy=$work/ptx$1
   mkdir -p "$copy"
@@ -104,10 +105,16 @@ ptx() {
     cd "$copy" || exit 1
     export TORCH_CUDA_ARCH_LIST="$1-virtual" PYTHONPATH=$copy CUDA_CACHE_PATH=$copy/cache
     export MAX_JOBS=$(((MAX_JOBS + 1) / 2))
-    run "ptx_$1_build" 300 bash -c "$compile" "$python" &&
+    run "ptx_$1_build" 300 bash -c "$compile" "$python" || exit
+    shift
+    for card in "$@"; do
+      export FLASHINT8_PLAN_CARD=$card
       # shellcheck disable=SC2046
-      run "ptx_$1_test" "${TEST_SECONDS:-240}" "$python" -m pytest -q -p no:cacheprovider \
-        --require-cuda -k cuda $(pytest_jobs 3) tests/test_attention*.py tests/test_int8_linear.py
+      run "ptx_${TORCH_CUDA_ARCH_LIST%-*}_card_${card%%,*}" "${TEST_SECONDS:-240}" \
+        "$python" -m pytest -q -p no:cacheprovider --require-cuda -k cuda $(pytest_jobs 3) \
+        tests/test_attention.py tests/test_attention_layouts.py tests/test_int8_linear.py \
+        tests/test_fp16_accumulate.py
+    done
   )
   rm -rf "$copy"
 }
@@ -157,8 +164,8 @@ cores=$(nproc)
 export OMP_NUM_THREADS=$((cores > 16 ? cores / 8 : 2))
 if has test; then tests & fi
 if has ptx; then
-  ptx 80 &
-  ptx 89 &
+  ptx 80 80,108,166912 86,30,101376 &
+  ptx 89 89,24,101376 120,36,101376 &
 fi
 if has sanitize; then
   for tool in memcheck racecheck initcheck synccheck; do sanitize $tool & done
@@ -172,10 +179,13 @@ if has bench; then
   bench attention_decode 45 attention_bench --suite decode --time-budget 12
   bench linear 90 linear_bench --time-budget 50
   bench block 45 block_bench --time-budget 8
+  bench generate 180 generate_bench --new-tokens 128 --iters 5 --time-budget 45
+  bench memory 150 memory_bench
 fi
 if has profile; then
   run profile 60 "$python" profiler/profile_block.py --device cuda \
     --summary-out "$out/trace_summary.json"
+  run counters 90 "$python" profiler/profile_kernels.py --out "$out/counters.json"
 fi
 
 failed=$(grep -cE $'\tFAILED' "$work/results")

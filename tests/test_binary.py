@@ -53,6 +53,14 @@ def test_no_paths_and_no_openmp(library: Path) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.name)
+def test_no_build_paths_inside(library: Path) -> None:
+    """A message that names a source file names it from csrc on."""
+    text = library.read_bytes()
+    named = set(re.findall(rb"[\x20-\x7e]*/(?:csrc/ops|site-packages)/[\x20-\x7e]*", text))
+    assert not {path for path in named if path.startswith(b"/")}, sorted(named)[:3]
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda p: p.name)
 def test_needed_libraries(library: Path) -> None:
     """The CUDA runtime is inside; torch's libraries are the process's own."""
     torch_names = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -218,3 +221,82 @@ def test_quantize_on_a_stream(cuda: str) -> None:
         torch.cuda.current_stream().synchronize()
     for one, other in zip(got, want, strict=True):
         assert_same_bits(one, other, "quantised on a stream of its own")
+
+
+def chain(x: Tensor, weights: list[tuple[Tensor, Tensor]], wait: bool) -> Tensor:
+    """Operators that each read what the one before just wrote, on one stream."""
+    batch, seq_len, _ = x.shape
+    cache = torch.zeros(2, batch, 4, 2000, 64, dtype=x.dtype, device=x.device)
+    lengths = torch.zeros(batch, dtype=torch.int32, device=x.device)
+    for step, (weight, scale) in enumerate(weights):
+        heads = flashint8.int8_linear(x, weight, scale).view(batch, seq_len, 4, 64).transpose(1, 2)
+        cache[:, :, :, 100 * step : 100 * step + seq_len] = heads
+        lengths.fill_(100 * step + seq_len)
+        if wait:
+            torch.cuda.synchronize()
+        x = flashint8.attention(heads, cache[0], cache[1], lengths)
+        if wait:
+            torch.cuda.synchronize()
+        x = flashint8.attention(x, cache[1], cache[0], lengths).transpose(1, 2).flatten(2)
+        if wait:
+            torch.cuda.synchronize()
+        x = flashint8.int8_linear(x, weight, scale)
+        if wait:
+            torch.cuda.synchronize()
+    return x
+
+
+@pytest.mark.parametrize("seq_len", [1, 5, 40, 90])
+def test_a_kernel_waits_for_the_one_ahead(cuda: str, seq_len: int) -> None:
+    """Kernels may be on the chip before the one ahead has ended: they must not read too soon."""
+    weights = [quantised(256, 256, cuda, spread=0.15) for _ in range(15)]
+    for repeat in range(5):
+        x = randn(3, seq_len, 256, dtype=torch.float16, device=cuda)
+        want = chain(x, weights, wait=True)
+        assert bool(want.isfinite().all())
+        assert bool(want.any())
+        assert_same_bits(chain(x, weights, wait=False), want, f"eager, repeat {repeat}")
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = chain(x, weights, wait=False)
+        for _ in range(3):
+            graph.replay()
+            assert_same_bits(out.clone(), want, f"graph, repeat {repeat}")
+
+
+def test_graph_with_branches(cuda: str) -> None:
+    """Capture on two streams that fork and join: dependent launches at both."""
+    x = randn(4, 256, dtype=torch.float16, device=cuda)
+    first, second, third = (quantised(256, 256, cuda) for _ in range(3))
+
+    def forked() -> Tensor:
+        main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        start = flashint8.int8_linear(x, *first)
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            other = flashint8.int8_linear(start, *second)
+        mine = flashint8.int8_linear(start, *third)
+        main.wait_stream(side)
+        return flashint8.int8_linear(mine + other, *first)
+
+    want = forked()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = forked()
+    for _ in range(5):
+        out.zero_()
+        graph.replay()
+        assert_same_bits(out.clone(), want, "replay of a forked graph")
+
+
+@pytest.mark.parametrize("text", ["86", "86,30,x", "0,30,101376"])
+def test_plan_card_malformed(cuda: str, text: str) -> None:
+    code = "import torch, flashint8; q = torch.zeros(1, 1, 1, 64, device='cuda').half()\n"
+    code += "flashint8.attention(q, q, q)"
+    environment = {**os.environ, "FLASHINT8_PLAN_CARD": text}
+    child = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert "FLASHINT8_PLAN_CARD must be compute_capability,sm_count," in child.stderr

@@ -318,3 +318,10 @@ def test_a_call_after_an_error_works(device: str) -> None:
         flashint8.attention(**attention_args(device, causal=9))
     out = flashint8.attention(**attention_args(device))
     assert torch.equal(out, torch.ones_like(out))
+
+
+def test_out_of_memory_says_so() -> None:
+    """The stable interface hides torch's error: ours says what could not be allocated."""
+    x = torch.zeros(1, 8).expand(2**44, 8)
+    with pytest.raises(RuntimeError, match=r"out of memory.* elements of float32 on cpu"):
+        flashint8.int8_linear(x, torch.ones(16, 8, dtype=torch.int8), torch.ones(16))

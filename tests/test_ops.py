@@ -24,10 +24,11 @@ import flashint8
 
 SCHEMAS = {
     "attention": "(Tensor q, Tensor k, Tensor v, Tensor? kv_lengths=None, Tensor? kv_start=None, *,"
-    " int causal=1, int window=-1, float softcap=0., float? scale=None) -> Tensor",
+    " int causal=1, int window=-1, float softcap=0., float? scale=None,"
+    " bool fp16_accumulate=False) -> Tensor",
     "attention_with_lse": "(Tensor q, Tensor k, Tensor v, Tensor? kv_lengths=None, "
-    "Tensor? kv_start=None, *, int causal=1, int window=-1, float softcap=0., float? scale=None)"
-    " -> (Tensor, Tensor)",
+    "Tensor? kv_start=None, *, int causal=1, int window=-1, float softcap=0., float? scale=None,"
+    " bool fp16_accumulate=False) -> (Tensor, Tensor)",
     "int8_linear": "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None) -> Tensor",
     "quantize_per_channel": "(Tensor weight) -> (Tensor, Tensor)",
 }

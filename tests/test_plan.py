@@ -199,3 +199,15 @@ def test_a_card_that_nothing_fits() -> None:
         explain("attention", *qkv(SHAPES[0], 256), card=tiny)
     with pytest.raises(ValueError, match="no int8_linear kernel fits"):
         explain("int8_linear", *linear_args(600, 64, 64), card=tiny)
+
+
+def test_plan_card_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASHINT8_PLAN_CARD", "86,30,101376")
+    assert Card.of("cuda") == CARDS["sm_86 3060 Laptop"]
+
+
+@pytest.mark.parametrize("text", ["", "86", "86,30", "86,30,101376,1", "86,30,x", "86,-3,101376"])
+def test_plan_card_malformed(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FLASHINT8_PLAN_CARD", text)
+    with pytest.raises(ValueError, match="FLASHINT8_PLAN_CARD must be compute_capability,sm_count"):
+        Card.of("cuda")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from toy_models import run, toy
 
 import flashint8
 from flashint8 import QuantLinear
@@ -94,3 +95,120 @@ def test_any_strides(device: str) -> None:
         assert torch.equal(layer(x), layer(x.contiguous()))
         with pytest.raises(ValueError, match="int8_linear: x's"):
             flashint8.int8_linear(x, layer.weight, layer.weight_scale, layer.bias)
+
+
+# ---- what is shared, listed, done before -------------------------------------------------------
+
+
+def test_shared_listed_and_tied_layers(device: str) -> None:
+    model = toy(device)
+    tied, bytes_before = model.embed.weight, sum(p.nbytes for p in model.parameters())
+    report = flashint8.quantize_model(model, skip=())
+    names = [f"blocks.{i}.{x}" for i in (0, 1) for x in ("up", "down")] + ["heads.0", "heads.1"]
+    assert report.swapped == names
+    assert report.skipped == {"lm_head": "its weight is shared with another module"}
+    assert model.lm_head.weight is model.embed.weight is tied
+    assert model.blocks[2] is model.blocks[0]
+    assert model.blocks[2].up is model.blocks[0].up
+    assert all(isinstance(head, QuantLinear) for head in model.heads)
+    assert report.bytes_before == bytes_before + 2 * 8  # and two counters
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
+    assert report.bytes_after == sum(t.nbytes for t in tensors.values())
+    assert report.bytes_after < report.bytes_before
+    assert bool(run(model, device).isfinite().all())
+
+
+def test_ties_by_memory_count_too() -> None:
+    """As after loading: two parameters on the same memory. It never grows."""
+    model = toy()
+    model.lm_head.weight = nn.Parameter(model.embed.weight.detach())
+    report = flashint8.quantize_model(model, skip=())
+    assert report.skipped == {"lm_head": "its weight is shared with another module"}
+
+
+def test_one_layer_under_two_names() -> None:
+    shared = nn.Linear(8, 8)
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared)})
+    report = flashint8.quantize_model(model)
+    assert report.swapped == ["a"]
+    assert model["a"] is model["b"][0]
+    for skip in (["b.0"], ["b.*"], ["a"]):  # each of its names may keep it
+        model = nn.ModuleDict({"a": nn.Linear(8, 8)})
+        model["b"] = nn.Sequential(model["a"])
+        assert flashint8.quantize_model(model, skip=skip).swapped == []
+
+
+def test_quantising_again_changes_nothing(device: str) -> None:
+    model = toy(device)
+    flashint8.quantize_model(model)
+    layer, want = model.blocks[0].up, run(model, device)
+    report = flashint8.quantize_model(model)
+    assert report.swapped == []
+    assert report.skipped["blocks.0.up"] == "already quantised"
+    assert report.bytes_before == report.bytes_after
+    assert model.blocks[0].up is layer
+    assert torch.equal(run(model, device), want)
+
+
+def test_on_meta() -> None:
+    model = toy("meta")
+    report = flashint8.quantize_model(model)
+    assert len(report.swapped) == 6
+    assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    real = toy()
+    want = flashint8.quantize_model(real)
+    assert report.bytes_after == want.bytes_after
+    assert report.bytes_before == want.bytes_before
+    model.load_state_dict(real.state_dict(), assign=True)
+    assert torch.equal(run(model), run(real))
+
+
+def test_choice_and_report() -> None:
+    seen = []
+
+    def filter_fn(name: str, layer: nn.Module) -> bool:
+        seen.append((name, layer))
+        return name != "blocks.1.down"
+
+    model = toy()
+    down = model.blocks[0].down
+    report = flashint8.quantize_model(model, skip=["heads.*"], filter_fn=filter_fn, min_features=9)
+    assert ("blocks.0.down", down) in seen
+    assert report.skipped["heads.1"] == "matches skip 'heads.*'"
+    assert report.skipped["blocks.1.down"] == "filter_fn said no"
+    text = str(report)
+    assert "3 layers swapped" in text
+    assert "kept blocks.1.down: filter_fn said no" in text
+    small = flashint8.quantize_model(toy(), min_features=33)
+    assert small.skipped["blocks.0.up"] == "fewer than 33 features"
+    assert small.swapped == []
+    with pytest.raises(TypeError, match="skip must be a list of names"):
+        flashint8.quantize_model(toy(), skip="lm_head")
+    with pytest.raises(TypeError, match="model is a linear layer"):
+        flashint8.quantize_model(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="quantize_model: method must be 'absmax' or 'mse'"):
+        flashint8.quantize_model(toy(), method="best")
+
+
+def test_progress_is_shown_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    flashint8.quantize_model(toy(), progress=False)
+    assert capsys.readouterr().err == ""
+    flashint8.quantize_model(toy())  # small, and no terminal: silent
+    assert capsys.readouterr().err == ""
+    flashint8.quantize_model(toy(), progress=True)
+    shown = capsys.readouterr().err
+    assert "quantising" in shown
+    assert "heads.1" in shown
+
+
+def test_method_mse_is_passed_on(device: str) -> None:
+    model = toy(device)
+    with torch.no_grad():
+        model.blocks[0].up.weight[:, 0] *= 30
+    weight = model.blocks[0].up.weight.detach().clone()
+    flashint8.quantize_model(model, method="mse")
+    q, scale = flashint8.quantize_per_channel(weight, "mse")
+    assert torch.equal(model.blocks[0].up.weight, q)
+    assert torch.equal(model.blocks[0].up.weight_scale, scale)
+    assert not torch.equal(scale, flashint8.quantize_per_channel(weight)[1])

@@ -3,6 +3,7 @@
 
 #include "attention_decode.h"
 #include "attention_prefill.h"
+#include "decoder_rows.h"
 #include "int8_linear_digits.h"
 #include "int8_linear_gemm.h"
 #include "quantize_rows.h"
@@ -95,6 +96,26 @@ int64_t run_quantize(const QuantizeParams& p, int64_t begin, int64_t end) {
   return with_type(p.dtype, [&](auto x) { return quantize_rows<decltype(x)>(p, begin, end); });
 }
 
+void run_rope_append(const RopeAppendParams& p, int64_t begin, int64_t end) {
+  with_type(p.dtype, [&](auto x) { rope_append_tokens<decltype(x)>(p, begin, end); });
+}
+
+void run_add_norm(const AddNormParams& p, int64_t begin, int64_t end) {
+  with_type(p.dtype, [&](auto x) { add_norm_rows<decltype(x)>(p, begin, end); });
+}
+
+void run_silu_mul(const SiluMulParams& p, int64_t begin, int64_t end) {
+  with_type(p.dtype, [&](auto x) { silu_mul_rows<decltype(x)>(p, begin, end); });
+}
+
+void run_embed(const EmbedParams& p, int64_t begin, int64_t end) {
+  with_type(p.dtype, [&](auto x) { embed_tokens<decltype(x)>(p, begin, end); });
+}
+
+void run_argmax(const ArgmaxParams& p, int64_t begin, int64_t end) {
+  with_type(p.dtype, [&](auto x) { argmax_rows<decltype(x)>(p, begin, end); });
+}
+
 constexpr Kernels make_kernels(const char* name) {
   Kernels k{};
   k.name = name;
@@ -116,6 +137,11 @@ constexpr Kernels make_kernels(const char* name) {
   k.linear_gemv = run_gemv;
   k.linear_gemm = run_gemm;
   k.quantize = run_quantize;
+  k.rope_append = run_rope_append;
+  k.add_norm = run_add_norm;
+  k.silu_mul = run_silu_mul;
+  k.embed = run_embed;
+  k.argmax = run_argmax;
   return k;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "flashint8/attention.h"
+#include "flashint8/decoder.h"
 #include "flashint8/int8_linear.h"
 
 namespace flashint8::cpu {
@@ -68,6 +69,13 @@ struct Kernels {
 
   // Rows [begin, end). Returns the first that is not finite, or -1.
   int64_t (*quantize)(const QuantizeParams& params, int64_t begin, int64_t end);
+
+  // The decoder's small operators: tokens (of all batch rows) or rows [begin, end).
+  void (*rope_append)(const RopeAppendParams& params, int64_t begin, int64_t end);
+  void (*add_norm)(const AddNormParams& params, int64_t begin, int64_t end);
+  void (*silu_mul)(const SiluMulParams& params, int64_t begin, int64_t end);
+  void (*embed)(const EmbedParams& params, int64_t begin, int64_t end);
+  void (*argmax)(const ArgmaxParams& params, int64_t begin, int64_t end);
 };
 
 // Compiled once without ISA flags: what the kernels need of the contract's inline functions.

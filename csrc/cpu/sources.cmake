@@ -3,6 +3,7 @@
 set(_cpu ${CMAKE_CURRENT_LIST_DIR})
 set(FLASHINT8_CPU_SOURCES
     ${_cpu}/attention.cpp
+    ${_cpu}/decoder.cpp
     ${_cpu}/dispatch.cpp
     ${_cpu}/int8_linear.cpp
     ${_cpu}/kernels_portable.cpp

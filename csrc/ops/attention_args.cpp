@@ -34,8 +34,6 @@ void check_head_dim(const TensorView& q) {
   }
 }
 
-double default_scale(int64_t head_dim) { return 1.0 / std::sqrt(static_cast<double>(head_dim)); }
-
 // Both are used in float32.
 void check_scale_and_softcap(double scale, double softcap) {
   const auto cap = static_cast<float>(softcap);
@@ -101,7 +99,7 @@ AttentionCall prepare_attention(const Tensor& q_tensor, const Tensor& k_tensor,
                                 const Tensor& v_tensor, const std::optional<Tensor>& kv_lengths,
                                 const std::optional<Tensor>& kv_start, int64_t causal,
                                 int64_t window, double softcap, std::optional<double> scale,
-                                bool with_lse) {
+                                bool fp16_accumulate, bool with_lse) {
   const TensorView q = view(q_tensor), k = view(k_tensor), v = view(v_tensor);
   check_rank("attention: q", q);
   check_rank("attention: k", k);
@@ -125,7 +123,11 @@ AttentionCall prepare_attention(const Tensor& q_tensor, const Tensor& k_tensor,
   if (causal < 0 || causal > 2) fail("attention: causal must be 0, 1 or 2, got ", causal);
   if (window != -1 && window <= 0) fail("attention: window must be -1 or positive, got ", window);
   if (window > 0 && causal == 0) fail("attention: window needs causal 1 or 2, got causal 0");
-  check_scale_and_softcap(scale.value_or(default_scale(q.sizes[3])), softcap);
+  const double multiplier = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(q.sizes[3]));
+  check_scale_and_softcap(multiplier, softcap);
+  if (fp16_accumulate && p.dtype != DType::kFloat16) {
+    fail("attention: fp16_accumulate needs float16, got ", dtype_name(q.dtype));
+  }
 
   if (kv_lengths) {
     const TensorView t = view(*kv_lengths);
@@ -150,7 +152,8 @@ AttentionCall prepare_attention(const Tensor& q_tensor, const Tensor& k_tensor,
   // Wider than every distance is none.
   p.window = window >= q.sizes[2] + k.sizes[2] ? -1 : window;
   p.softcap = static_cast<float>(softcap);
-  p.scale = static_cast<float>(scale.value_or(default_scale(p.head_dim)));
+  p.scale = static_cast<float>(multiplier);
+  p.fp16_accumulate = fp16_accumulate;
 
   int64_t out_strides[4];
   output_strides(q, out_strides);

@@ -21,7 +21,7 @@ AttentionCall prepare_attention(const Tensor& q, const Tensor& k, const Tensor& 
                                 const std::optional<Tensor>& kv_lengths,
                                 const std::optional<Tensor>& kv_start, int64_t causal,
                                 int64_t window, double softcap, std::optional<double> scale,
-                                bool with_lse);
+                                bool fp16_accumulate, bool with_lse);
 
 inline bool is_empty(const AttentionParams& p) {
   return p.batch == 0 || p.num_heads == 0 || p.seq_len_q == 0;

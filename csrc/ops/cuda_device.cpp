@@ -1,5 +1,8 @@
 #include "cuda_device.h"
 
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
 #include <mutex>
 
 #include "flashint8/build_info.h"
@@ -35,6 +38,26 @@ int attribute(const char* op, cudaDeviceAttr what, int device) {
                            " pip install -e . --no-build-isolation");
 }
 
+// FLASHINT8_PLAN_CARD=86,30,101376 (compute capability, multiprocessors, bytes of shared memory a
+// block): plans are made for that card, so that its kernels and tiles can be run and tested where
+// it is not. Which code runs is still the real card's matter.
+void apply_plan_card(const char* op, Card& card) {
+  const char* text = std::getenv("FLASHINT8_PLAN_CARD");
+  if (text == nullptr) return;
+  int* const fields[] = {&card.compute_capability, &card.sm_count, &card.shared_memory_per_block};
+  const char* const end = text + std::strlen(text);
+  const char* position = text;
+  for (int i = 0; i < 3; ++i) {
+    const auto [next, error] = std::from_chars(position, end, *fields[i]);
+    const bool last = i == 2;
+    if (error != std::errc() || *fields[i] <= 0 || (last ? next != end : *next != ',')) {
+      fail(op, ": FLASHINT8_PLAN_CARD must be compute_capability,sm_count,",
+           "shared_memory_per_block as in 86,30,101376, got ", text);
+    }
+    position = next + 1;
+  }
+}
+
 const Card& card_of(const char* op, int device) {
   static std::once_flag once[kMaxDevices];
   static Card cards[kMaxDevices];
@@ -46,6 +69,7 @@ const Card& card_of(const char* op, int device) {
     card.sm_count = attribute(op, cudaDevAttrMultiProcessorCount, device);
     card.shared_memory_per_block = attribute(op, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     card.code = code_version(kCudaArchitectures, card.compute_capability);
+    apply_plan_card(op, card);
   });
   if (cards[device].code == 0) fail_architecture(op, cards[device].compute_capability);
   return cards[device];

@@ -3,30 +3,6 @@
 namespace flashint8::ops {
 namespace {
 
-// The leading dimensions of x, adjacent ones merged where their strides allow it.
-RowLayout row_layout(const TensorView& x) {
-  RowLayout rows;
-  int used = 0;  // dimensions written, counted from the innermost end
-  for (int64_t d = x.ndim - 2; d >= 0; --d) {
-    if (x.sizes[d] == 1) continue;
-    if (used > 0) {
-      const int inner = 4 - used;
-      if (x.strides[d] == rows.size[inner] * rows.stride[inner]) {
-        rows.size[inner] *= x.sizes[d];
-        continue;
-      }
-    }
-    if (used == 4) {
-      fail("int8_linear: x's leading dimensions must merge into at most 4 strided ones, got shape ",
-           shape_text(x), "; pass x.contiguous()");
-    }
-    ++used;
-    rows.size[4 - used] = x.sizes[d];
-    rows.stride[4 - used] = x.strides[d];
-  }
-  return rows;
-}
-
 void check_weight(const TensorView& weight, const TensorView& x) {
   check_same_device("int8_linear: weight", weight, "x", x);
   if (weight.dtype != aoti_torch_dtype_int8()) {
@@ -39,14 +15,6 @@ void check_weight(const TensorView& weight, const TensorView& x) {
     fail("int8_linear: x has ", x.sizes[x.ndim - 1], " features, weight has ", weight.sizes[1]);
   }
   check_last_dim_contiguous("int8_linear: weight", weight);
-}
-
-// A contiguous vector of weight's n.
-void check_channels(const char* what, const TensorView& t, int64_t n) {
-  if (t.ndim != 1 || t.sizes[0] != n) {
-    fail(what, " must have shape (", n, ",), got ", shape_text(t));
-  }
-  if (n > 1 && t.strides[0] != 1) fail(what, " must be contiguous, got stride ", t.strides[0]);
 }
 
 }  // namespace
@@ -66,19 +34,18 @@ Int8LinearCall prepare_int8_linear(const Tensor& x_tensor, const Tensor& weight_
   if (scale.dtype != aoti_torch_dtype_float32()) {
     fail("int8_linear: weight_scale must be float32, got ", dtype_name(scale.dtype));
   }
-  check_channels("int8_linear: weight_scale", scale, p.n);
+  check_vector("int8_linear: weight_scale", scale, p.n);
   if (bias_tensor) {
     const TensorView bias = view(*bias_tensor);
     check_same_device("int8_linear: bias", bias, "x", x);
     if (bias.dtype != x.dtype) {
       fail("int8_linear: bias has dtype ", dtype_name(bias.dtype), ", x has ", dtype_name(x.dtype));
     }
-    check_channels("int8_linear: bias", bias, p.n);
+    check_vector("int8_linear: bias", bias, p.n);
     p.bias = bias.data;
   }
-  p.m = 1;
-  for (int64_t d = 0; d + 1 < x.ndim; ++d) p.m *= x.sizes[d];
-  if (p.m > 0) p.x_rows = row_layout(x);
+  p.m = row_count(x);
+  if (p.m > 0) p.x_rows = row_layout("int8_linear: x", x);
   p.x = x.data;
   p.weight = static_cast<const int8_t*>(weight.data);
   p.weight_scale = static_cast<const float*>(scale.data);

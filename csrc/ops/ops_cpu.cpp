@@ -2,6 +2,7 @@
 #include <tuple>
 
 #include "attention_args.h"
+#include "decoder_args.h"
 #include "flashint8/cpu.h"
 #include "linear_args.h"
 
@@ -22,26 +23,30 @@ CpuThreads torch_threads() {
 AttentionCall run_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                             const std::optional<Tensor>& kv_lengths,
                             const std::optional<Tensor>& kv_start, int64_t causal, int64_t window,
-                            double softcap, std::optional<double> scale, bool with_lse) {
-  AttentionCall call =
-      prepare_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, with_lse);
+                            double softcap, std::optional<double> scale, bool fp16_accumulate,
+                            bool with_lse) {
+  AttentionCall call = prepare_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap,
+                                         scale, fp16_accumulate, with_lse);
   if (!is_empty(call.params)) cpu::attention(call.params, torch_threads());
   return call;
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
                  const std::optional<Tensor>& kv_lengths, const std::optional<Tensor>& kv_start,
-                 int64_t causal, int64_t window, double softcap, std::optional<double> scale) {
-  return run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, false).out;
+                 int64_t causal, int64_t window, double softcap, std::optional<double> scale,
+                 bool fp16_accumulate) {
+  return run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale,
+                       fp16_accumulate, false)
+      .out;
 }
 
 std::tuple<Tensor, Tensor> attention_with_lse(const Tensor& q, const Tensor& k, const Tensor& v,
                                               const std::optional<Tensor>& kv_lengths,
                                               const std::optional<Tensor>& kv_start, int64_t causal,
                                               int64_t window, double softcap,
-                                              std::optional<double> scale) {
-  const AttentionCall call =
-      run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, true);
+                                              std::optional<double> scale, bool fp16_accumulate) {
+  const AttentionCall call = run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap,
+                                           scale, fp16_accumulate, true);
   return {call.out, *call.lse};
 }
 
@@ -59,6 +64,40 @@ std::tuple<Tensor, Tensor> quantize_per_channel(const Tensor& weight) {
   return {call.quantized, call.scale};
 }
 
+void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache,
+                 const Tensor& v_cache, const Tensor& positions,
+                 const std::optional<Tensor>& cos_sin, bool interleaved) {
+  const RopeAppendCall call =
+      prepare_rope_append(q, k, v, k_cache, v_cache, positions, cos_sin, interleaved);
+  if (!is_empty(call.params)) cpu::rope_append(call.params, torch_threads());
+}
+
+Tensor add_norm(const Tensor& residual, const std::optional<Tensor>& x, const Tensor& weight,
+                const std::optional<Tensor>& bias, double eps, bool rms) {
+  const AddNormCall call = prepare_add_norm(residual, x, weight, bias, eps, rms);
+  if (!is_empty(call.params)) cpu::add_norm(call.params, torch_threads());
+  return call.out;
+}
+
+Tensor silu_mul(const Tensor& gate_up) {
+  const SiluMulCall call = prepare_silu_mul(gate_up);
+  if (!is_empty(call.params)) cpu::silu_mul(call.params, torch_threads());
+  return call.out;
+}
+
+void embed(const Tensor& out, const Tensor& tokens, const Tensor& weight,
+           const Tensor& weight_scale, const std::optional<Tensor>& positions,
+           const std::optional<Tensor>& position_weight) {
+  const EmbedCall call =
+      prepare_embed(out, tokens, weight, weight_scale, positions, position_weight);
+  if (!is_empty(call.params)) cpu::embed(call.params, torch_threads());
+}
+
+void argmax(const Tensor& out, const Tensor& x) {
+  const ArgmaxCall call = prepare_argmax(out, x);
+  if (call.params.rows > 0) cpu::argmax(call.params, torch_threads());
+}
+
 }  // namespace
 }  // namespace flashint8::ops
 
@@ -67,4 +106,9 @@ STABLE_TORCH_LIBRARY_IMPL(flashint8, CPU, m) {
   m.impl("attention_with_lse", TORCH_BOX(&flashint8::ops::attention_with_lse));
   m.impl("int8_linear", TORCH_BOX(&flashint8::ops::int8_linear));
   m.impl("quantize_per_channel", TORCH_BOX(&flashint8::ops::quantize_per_channel));
+  m.impl("rope_append_", TORCH_BOX(&flashint8::ops::rope_append));
+  m.impl("add_norm_", TORCH_BOX(&flashint8::ops::add_norm));
+  m.impl("silu_mul", TORCH_BOX(&flashint8::ops::silu_mul));
+  m.impl("embed_", TORCH_BOX(&flashint8::ops::embed));
+  m.impl("argmax_", TORCH_BOX(&flashint8::ops::argmax));
 }

@@ -5,6 +5,7 @@
 
 #include "attention_args.h"
 #include "cuda_device.h"
+#include "decoder_args.h"
 #include "flashint8/cuda.h"
 #include "library_linear.h"
 #include "linear_args.h"
@@ -26,10 +27,11 @@ std::optional<Tensor> allocate_workspace(int64_t bytes, const TensorView& like) 
 AttentionCall run_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                             const std::optional<Tensor>& kv_lengths,
                             const std::optional<Tensor>& kv_start, int64_t causal, int64_t window,
-                            double softcap, std::optional<double> scale, bool with_lse) {
+                            double softcap, std::optional<double> scale, bool fp16_accumulate,
+                            bool with_lse) {
   const NvtxRange range("attention");
-  AttentionCall call =
-      prepare_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, with_lse);
+  AttentionCall call = prepare_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap,
+                                         scale, fp16_accumulate, with_lse);
   if (is_empty(call.params)) return call;
   const CudaCall cuda_call("attention", call.q);
   const AttentionPlan plan = plan_attention(call.params, cuda_call.card());
@@ -41,17 +43,20 @@ AttentionCall run_attention(const Tensor& q, const Tensor& k, const Tensor& v,
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v,
                  const std::optional<Tensor>& kv_lengths, const std::optional<Tensor>& kv_start,
-                 int64_t causal, int64_t window, double softcap, std::optional<double> scale) {
-  return run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, false).out;
+                 int64_t causal, int64_t window, double softcap, std::optional<double> scale,
+                 bool fp16_accumulate) {
+  return run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale,
+                       fp16_accumulate, false)
+      .out;
 }
 
 std::tuple<Tensor, Tensor> attention_with_lse(const Tensor& q, const Tensor& k, const Tensor& v,
                                               const std::optional<Tensor>& kv_lengths,
                                               const std::optional<Tensor>& kv_start, int64_t causal,
                                               int64_t window, double softcap,
-                                              std::optional<double> scale) {
-  const AttentionCall call =
-      run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap, scale, true);
+                                              std::optional<double> scale, bool fp16_accumulate) {
+  const AttentionCall call = run_attention(q, k, v, kv_lengths, kv_start, causal, window, softcap,
+                                           scale, fp16_accumulate, true);
   return {call.out, *call.lse};
 }
 
@@ -92,6 +97,57 @@ std::tuple<Tensor, Tensor> quantize_per_channel(const Tensor& weight) {
   return {call.quantized, call.scale};
 }
 
+void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& k_cache,
+                 const Tensor& v_cache, const Tensor& positions,
+                 const std::optional<Tensor>& cos_sin, bool interleaved) {
+  const NvtxRange range("rope_append_");
+  const RopeAppendCall call =
+      prepare_rope_append(q, k, v, k_cache, v_cache, positions, cos_sin, interleaved);
+  if (is_empty(call.params)) return;
+  const CudaCall cuda_call("rope_append_", call.q);
+  cuda_call.check(cuda::launch_rope_append(call.params, cuda_call.card(), cuda_call.stream()));
+}
+
+Tensor add_norm(const Tensor& residual, const std::optional<Tensor>& x, const Tensor& weight,
+                const std::optional<Tensor>& bias, double eps, bool rms) {
+  const NvtxRange range("add_norm_");
+  const AddNormCall call = prepare_add_norm(residual, x, weight, bias, eps, rms);
+  if (is_empty(call.params)) return call.out;
+  const CudaCall cuda_call("add_norm_", call.residual);
+  cuda_call.check(cuda::launch_add_norm(call.params, cuda_call.card(), cuda_call.stream()));
+  return call.out;
+}
+
+Tensor silu_mul(const Tensor& gate_up) {
+  const NvtxRange range("silu_mul");
+  const SiluMulCall call = prepare_silu_mul(gate_up);
+  if (is_empty(call.params)) return call.out;
+  const CudaCall cuda_call("silu_mul", call.gate_up);
+  cuda_call.check(cuda::launch_silu_mul(call.params, cuda_call.card(), cuda_call.stream()));
+  return call.out;
+}
+
+void embed(const Tensor& out, const Tensor& tokens, const Tensor& weight,
+           const Tensor& weight_scale, const std::optional<Tensor>& positions,
+           const std::optional<Tensor>& position_weight) {
+  const NvtxRange range("embed_");
+  const EmbedCall call =
+      prepare_embed(out, tokens, weight, weight_scale, positions, position_weight);
+  if (is_empty(call.params)) return;
+  const CudaCall cuda_call("embed_", call.out);
+  cuda_call.check(cuda::launch_embed(call.params, cuda_call.card(), cuda_call.stream()));
+}
+
+void argmax(const Tensor& out, const Tensor& x) {
+  const NvtxRange range("argmax_");
+  ArgmaxCall call = prepare_argmax(out, x);
+  if (call.params.rows == 0) return;
+  const CudaCall cuda_call("argmax_", call.x);
+  const Tensor workspace = *allocate_workspace(argmax_workspace_bytes(call.params), call.x);
+  call.params.workspace = workspace.mutable_data_ptr();
+  cuda_call.check(cuda::launch_argmax(call.params, cuda_call.card(), cuda_call.stream()));
+}
+
 }  // namespace
 }  // namespace flashint8::ops
 
@@ -100,4 +156,9 @@ STABLE_TORCH_LIBRARY_IMPL(flashint8, CUDA, m) {
   m.impl("attention_with_lse", TORCH_BOX(&flashint8::ops::attention_with_lse));
   m.impl("int8_linear", TORCH_BOX(&flashint8::ops::int8_linear));
   m.impl("quantize_per_channel", TORCH_BOX(&flashint8::ops::quantize_per_channel));
+  m.impl("rope_append_", TORCH_BOX(&flashint8::ops::rope_append));
+  m.impl("add_norm_", TORCH_BOX(&flashint8::ops::add_norm));
+  m.impl("silu_mul", TORCH_BOX(&flashint8::ops::silu_mul));
+  m.impl("embed_", TORCH_BOX(&flashint8::ops::embed));
+  m.impl("argmax_", TORCH_BOX(&flashint8::ops::argmax));
 }

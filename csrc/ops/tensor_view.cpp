@@ -1,5 +1,8 @@
 #include "tensor_view.h"
 
+#include <stdexcept>
+#include <string>
+#include <string_view>
 #include <utility>
 
 namespace flashint8::ops {
@@ -85,6 +88,13 @@ void check_last_dim_contiguous(const char* what, const TensorView& t) {
   fail(what, "'s last dimension must be contiguous, got stride ", t.strides[d]);
 }
 
+void check_vector(const char* what, const TensorView& t, int64_t n) {
+  if (t.ndim != 1 || t.sizes[0] != n) {
+    fail(what, " must have shape (", n, ",), got ", shape_text(t));
+  }
+  if (n > 1 && t.strides[0] != 1) fail(what, " must be contiguous, got stride ", t.strides[0]);
+}
+
 DType check_float_dtype(const char* what, const TensorView& t) {
   const std::optional<DType> dtype = float_dtype(t.dtype);
   if (is_cuda(t)) {
@@ -99,11 +109,56 @@ DType check_float_dtype(const char* what, const TensorView& t) {
 
 bool is_cuda(const TensorView& t) { return t.device_type == aoti_torch_device_type_cuda(); }
 
+RowLayout row_layout(const char* what, const TensorView& t) {
+  RowLayout rows;
+  int used = 0;  // dimensions written, counted from the innermost end
+  for (int64_t d = t.ndim - 2; d >= 0; --d) {
+    if (t.sizes[d] == 1) continue;
+    if (used > 0) {
+      const int inner = 4 - used;
+      if (t.strides[d] == rows.size[inner] * rows.stride[inner]) {
+        rows.size[inner] *= t.sizes[d];
+        continue;
+      }
+    }
+    if (used == 4) {
+      const char* name = what + std::string_view(what).find(": ") + 2;
+      fail(what, "'s leading dimensions must merge into at most 4 strided ones, got shape ",
+           shape_text(t), "; pass ", name, ".contiguous()");
+    }
+    ++used;
+    rows.size[4 - used] = t.sizes[d];
+    rows.stride[4 - used] = t.strides[d];
+  }
+  return rows;
+}
+
+int64_t row_count(const TensorView& t) {
+  int64_t count = 1;
+  for (int64_t d = 0; d + 1 < t.ndim; ++d) count *= t.sizes[d];
+  return count;
+}
+
+namespace {
+
+int64_t count(int64_t ndim, const int64_t* sizes) {
+  int64_t elements = 1;
+  for (int64_t d = 0; d < ndim; ++d) elements *= sizes[d];
+  return elements;
+}
+
+}  // namespace
+
 Tensor empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,
                      const TensorView& like) {
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, sizes, strides, dtype, like.device_type,
-                                                  like.device_index, &handle));
+  // The stable interface tells that it failed, not why: torch's own error type is lost here.
+  if (aoti_torch_empty_strided(ndim, sizes, strides, dtype, like.device_type, like.device_index,
+                               &handle) != AOTI_TORCH_SUCCESS) {
+    throw std::runtime_error("flashint8: out of memory: could not allocate a tensor of " +
+                             std::to_string(count(ndim, sizes)) + " elements of " +
+                             dtype_name(dtype) + " on " + device_name(like));
+  }
   return Tensor(handle);
 }
 

@@ -47,10 +47,18 @@ template <typename... Parts>
 void check_same_device(const char* what, const TensorView& t, const char* reference_name,
                        const TensorView& reference);
 void check_last_dim_contiguous(const char* what, const TensorView& t);
+// A contiguous vector of n elements.
+void check_vector(const char* what, const TensorView& t, int64_t n);
 // Checks float32/float16/bfloat16 (on CUDA: the 16-bit two) and returns the kernels' dtype.
 DType check_float_dtype(const char* what, const TensorView& t);
 
 bool is_cuda(const TensorView& t);
+
+// The leading dimensions of (..., n), adjacent ones merged where their strides allow it; throws
+// where more than 4 are left.
+RowLayout row_layout(const char* what, const TensorView& t);
+// How many rows they are.
+int64_t row_count(const TensorView& t);
 
 // An uninitialised tensor on the device of `like`. `dtype` is torch's code.
 Tensor empty_strided(int64_t ndim, const int64_t* sizes, const int64_t* strides, int32_t dtype,

@@ -25,6 +25,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
                               kHeadDim};
   const auto* workspace = static_cast<const float*>(params.workspace);
   wait_for_prerequisite();
+  allow_dependent_launch();
 
   // Every warp finds the maximum over all splits for itself: one round of reads.
   float top = kNoMaximum;

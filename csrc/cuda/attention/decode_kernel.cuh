@@ -73,13 +73,48 @@ __device__ __forceinline__ void load_query_fragments(uint32_t (&q)[Traits::kKSte
   }
 }
 
+// The keys that some row of the block sees, and this split's share of their tiles.
+struct SplitRange {
+  int key_begin, key_end;
+  int tile_begin, tile_end;
+};
+
+template <class Traits>
+__device__ __forceinline__ SplitRange split_range(const KeyBounds& bounds, int low_query,
+                                                  int high_query, int split, int num_splits) {
+  SplitRange range;
+  range.key_begin = bounds.begin(low_query);
+  range.key_end = bounds.end(high_query);
+  const int tile0 = range.key_begin / Traits::kKeys;
+  const int num_tiles = range.key_end > range.key_begin
+                            ? (range.key_end + Traits::kKeys - 1) / Traits::kKeys - tile0
+                            : 0;
+  range.tile_begin = tile0 + static_cast<int>(int64_t{num_tiles} * split / num_splits);
+  range.tile_end = tile0 + static_cast<int>(int64_t{num_tiles} * (split + 1) / num_splits);
+  return range;
+}
+
+// Brings a tile's rows into L2. More than a warp's first tile takes memory's time from the kernel
+// ahead.
+template <class Traits, typename T>
+__device__ __forceinline__ void prefetch_rows(const RowSource<T>& source, int row0, int lane) {
+  constexpr int kLines = Traits::kHeadDim / 64;  // of 128 bytes
+#pragma unroll
+  for (int i = 0; i < Traits::kKeys * kLines; i += 32) {
+    const int row = row0 + (i + lane) / kLines;
+    const int column = (i + lane) % kLines * 64;
+    if (row >= source.begin && row < source.end && column < source.head_dim) {
+      prefetch_l2_line(source.base + row * source.stride + column);
+    }
+  }
+}
+
 template <class Traits>
 __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
     decode_kernel(const __grid_constant__ DecodeArgs args) {
   using T = typename Traits::Element;
   using Layout = TileLayout<Traits::kHeadDim>;
   extern __shared__ __align__(1024) unsigned char shared[];
-  allow_dependent_launch();  // of combine_kernel, which waits for this grid's end
   const AttentionParams& params = args.params;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
@@ -102,27 +137,35 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
   const auto head_of_row = [&](int row) { return first_head + (first_row + row) / seq_len_q; };
   const auto query_of_row = [&](int row) { return (first_row + row) % seq_len_q; };
 
-  const RowBounds bounds_of_row = row_bounds(params, batch);
-  const KeyBounds bounds{static_cast<int>(bounds_of_row.first),
-                         static_cast<int>(bounds_of_row.last),
-                         static_cast<int>(bounds_of_row.diagonal), static_cast<int>(params.window)};
   const bool one_head = args.pack == 1;
   const int low_query = one_head ? first_row : 0;
   const int high_query = one_head ? first_row + num_rows - 1 : seq_len_q - 1;
-  const int key_begin = bounds.begin(low_query);
-  const int key_end = bounds.end(high_query);
-  const int tile0 = key_begin / Traits::kKeys;
-  const int num_tiles =
-      key_end > key_begin ? (key_end + Traits::kKeys - 1) / Traits::kKeys - tile0 : 0;
-  const int tile_begin = tile0 + static_cast<int>(int64_t{num_tiles} * split / args.num_splits);
-  const int tile_end = tile0 + static_cast<int>(int64_t{num_tiles} * (split + 1) / args.num_splits);
+  RowSource<T> keys{static_cast<const T*>(params.k) + batch * params.k_stride.batch +
+                        kv_head * params.k_stride.head,
+                    params.k_stride.seq, 0, 0, head_dim};
+  RowSource<T> values{static_cast<const T*>(params.v) + batch * params.v_stride.batch +
+                          kv_head * params.v_stride.head,
+                      params.v_stride.seq, 0, 0, head_dim};
 
-  const RowSource<T> keys{static_cast<const T*>(params.k) + batch * params.k_stride.batch +
-                              kv_head * params.k_stride.head,
-                          params.k_stride.seq, key_begin, key_end, head_dim};
-  const RowSource<T> values{static_cast<const T*>(params.v) + batch * params.v_stride.batch +
-                                kv_head * params.v_stride.head,
-                            params.v_stride.seq, key_begin, key_end, head_dim};
+  // The lengths are another kernel's to write until it has ended; what is read of them before, past
+  // L1, only says which lines are likely to be wanted.
+  const SplitRange likely = split_range<Traits>(
+      key_bounds(params, row_bounds(params, batch, [](const int32_t* p) { return __ldcg(p); })),
+      low_query, high_query, split, args.num_splits);
+  keys.begin = values.begin = likely.key_begin;
+  keys.end = values.end = likely.key_end;
+  if (likely.tile_begin + warp < likely.tile_end) {
+    prefetch_rows<Traits>(keys, (likely.tile_begin + warp) * Traits::kKeys, lane);
+    prefetch_rows<Traits>(values, (likely.tile_begin + warp) * Traits::kKeys, lane);
+  }
+  wait_for_prerequisite();
+  allow_dependent_launch();
+
+  const KeyBounds bounds = key_bounds(params, row_bounds(params, batch));
+  const auto [key_begin, key_end, tile_begin, tile_end] =
+      split_range<Traits>(bounds, low_query, high_query, split, args.num_splits);
+  keys.begin = values.begin = key_begin;
+  keys.end = values.end = key_end;
   const uint32_t ring = shared_address(shared) + warp * Traits::kWarpBytes;
   const auto load_slot = [&](int tile, int slot) {
     if (tile < tile_end) {

@@ -7,16 +7,16 @@
 namespace flashint8::cuda {
 namespace {
 
-using PrefillLauncher = cudaError_t (*)(const AttentionParams&, cudaStream_t);
+using PrefillLauncher = cudaError_t (*)(const AttentionParams&, const AttentionPlan&, cudaStream_t);
 
 template <typename T, size_t... kIndices>
-cudaError_t prefill(int variant, const AttentionParams& params, cudaStream_t stream,
+cudaError_t prefill(const AttentionParams& params, const AttentionPlan& plan, cudaStream_t stream,
                     std::index_sequence<kIndices...>) {
   static constexpr PrefillLauncher kLaunchers[] = {&launch_prefill<T, int{kIndices}>...};
-  if (variant < 0 || variant >= static_cast<int>(sizeof...(kIndices))) {
+  if (plan.variant < 0 || plan.variant >= static_cast<int>(sizeof...(kIndices))) {
     return cudaErrorInvalidValue;
   }
-  return kLaunchers[variant](params, stream);
+  return kLaunchers[plan.variant](params, plan, stream);
 }
 
 template <typename T>
@@ -38,7 +38,7 @@ cudaError_t decode(const AttentionParams& params, const AttentionPlan& plan, cud
 template <typename T>
 cudaError_t launch(const AttentionParams& params, const AttentionPlan& plan, cudaStream_t stream) {
   if (plan.kernel == AttentionKernel::kDecode) return decode<T>(params, plan, stream);
-  return prefill<T>(plan.variant, params, stream, std::make_index_sequence<kNumPrefillVariants>());
+  return prefill<T>(params, plan, stream, std::make_index_sequence<kNumPrefillVariants>());
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ namespace flashint8::cuda {
 
 // kIndex: row of kPrefillVariants.
 template <typename T, int kIndex>
-cudaError_t launch_prefill(const AttentionParams& params, cudaStream_t stream);
+cudaError_t launch_prefill(const AttentionParams& params, const AttentionPlan& plan,
+                           cudaStream_t stream);
 
 // Unaligned pointers or strides: kVectorized = false.
 template <typename T, int kHeadDim, bool kVectorized>

@@ -17,8 +17,6 @@ constexpr int64_t kPackBelow = 16;
 // empty.
 constexpr int64_t kSplitFrom = 2048;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 bool aligned(const void* pointer, const AttentionStrides& stride, const AttentionParams& p,
              int64_t heads, int64_t seq_len) {
   const auto multiple = [](int64_t size, int64_t s) { return size <= 1 || s % 8 == 0; };
@@ -32,21 +30,28 @@ bool all_aligned(const AttentionParams& p) {
          aligned(p.v, p.v_stride, p, p.num_kv_heads, p.seq_len_kv);
 }
 
-// The number of splits that fills whole rounds of one block a multiprocessor best: the smallest
-// within 15% of the best, so that the merge stays small. A split has a tile for each warp at least.
-int choose_splits(int64_t blocks, int64_t tiles, int num_warps, int64_t bytes_per_split,
-                  const Card& card) {
+// The number of splits with the least time: that of reading the keys and values, by the share of
+// the chip that the blocks fill (about seven in ten multiprocessors draw all the bandwidth), and
+// that of merging the splits. A split has a tile for each warp at least.
+int choose_splits(int64_t blocks, int64_t tiles, int num_warps, int64_t cache_bytes,
+                  int64_t bytes_per_split, const Card& card) {
+  constexpr double kBytesPerClock = 13;  // a multiprocessor's share of the bandwidth
+  constexpr double kMergeClocks = 100;   // of one split
+  constexpr double kSaturated = 0.72;
   int64_t most = std::min<int64_t>(kMaxSplits, ceil_div(tiles, num_warps));
   most = std::max<int64_t>(1, std::min(most, kMaxWorkspaceBytes / bytes_per_split));
-  const auto efficiency = [&](int64_t splits) {
+  const auto clocks = [&](int64_t splits) {
     const double rounds = static_cast<double>(blocks * splits) / card.sm_count;
-    return rounds / static_cast<double>(ceil_div(blocks * splits, card.sm_count));
+    const double filled = rounds / static_cast<double>(ceil_div(blocks * splits, card.sm_count));
+    return static_cast<double>(cache_bytes) / (kBytesPerClock * card.sm_count) /
+               std::min(1.0, filled / kSaturated) +
+           kMergeClocks * static_cast<double>(splits);
   };
-  double best = 0;
-  for (int64_t s = 1; s <= most; ++s) best = std::max(best, efficiency(s));
-  int64_t splits = 1;
-  while (splits < most && efficiency(splits) < 0.85 * best) ++splits;
-  return static_cast<int>(splits);
+  int64_t best = 1;
+  for (int64_t s = 2; s <= most; ++s) {
+    if (clocks(s) < clocks(best)) best = s;
+  }
+  return static_cast<int>(best);
 }
 
 AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vectorized) {
@@ -76,8 +81,9 @@ AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vecto
   const int64_t rows = p.batch * p.num_heads * p.seq_len_q;
   const int64_t bytes_per_split = rows * (plan.head_dim + 2) * 4;
   const int64_t tiles = std::max<int64_t>(1, ceil_div(p.seq_len_kv, plan.block_n));
-  plan.num_splits = choose_splits(blocks, tiles, plan.num_warps, bytes_per_split, card);
-  plan.overlapped_combine = card.code >= 90 && plan.num_splits > 1;
+  const int64_t cache_bytes = 4 * p.batch * p.num_kv_heads * p.seq_len_kv * p.head_dim;
+  plan.num_splits =
+      choose_splits(blocks, tiles, plan.num_warps, cache_bytes, bytes_per_split, card);
   plan.num_blocks = blocks * plan.num_splits;
   plan.shared_bytes = decode_shared_bytes(plan.head_dim, plan.num_warps);
   plan.workspace_bytes = plan.num_splits > 1 ? bytes_per_split * plan.num_splits : 0;
@@ -107,15 +113,27 @@ AttentionPlan plan_prefill(const AttentionParams& p, const Card& card) {
   return plan;
 }
 
+// Few blocks of queries, many keys: the chip is filled by splitting the keys.
+bool split_is_better(const AttentionParams& p, const Card& card) {
+  const int64_t blocks = ceil_div(p.seq_len_q, kDecodeRows) * p.num_heads * p.batch;
+  return blocks * 2 <= card.sm_count && p.seq_len_kv >= kSplitFrom;
+}
+
 }  // namespace
 
 AttentionPlan plan_attention(const AttentionParams& p, const Card& card) {
-  if (!all_aligned(p)) return plan_decode(p, card, false);
-  if (p.seq_len_q < kPackBelow) return plan_decode(p, card, true);
-  const AttentionPlan prefill = plan_prefill(p, card);
-  const int64_t blocks = ceil_div(p.seq_len_q, kDecodeRows) * p.num_heads * p.batch;
-  const bool half_empty = blocks * 2 <= card.sm_count;
-  return half_empty && p.seq_len_kv >= kSplitFrom ? plan_decode(p, card, true) : prefill;
+  const bool vectorized = all_aligned(p);
+  AttentionPlan plan;
+  if (vectorized && p.seq_len_q >= kPackBelow && !split_is_better(p, card)) {
+    plan = plan_prefill(p, card);
+  } else {
+    plan = plan_decode(p, card, vectorized);
+  }
+  plan.dependent_launch = card.code >= 90;
+  // Waiting blocks of the next kernel take room: where the grid fills more than the chip, they
+  // would upset which blocks run together.
+  plan.early_trigger = plan.num_blocks <= card.sm_count;
+  return plan;
 }
 
 }  // namespace flashint8

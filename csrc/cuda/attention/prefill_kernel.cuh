@@ -13,6 +13,7 @@
 // Bank conflicts: none at ldmatrix nor at the output's staging, by TileLayout's swizzle.
 #pragma once
 
+#include "../device/dependent_launch.cuh"
 #include "flashint8/attention.h"
 #include "prefill_warp.cuh"
 #include "softmax.cuh"
@@ -24,6 +25,10 @@ struct PrefillArgs {
   AttentionParams params;
   int num_m_blocks;
   int section;  // heads (over all batch rows) whose blocks run together; see block_work
+  bool early_trigger;
+  // With fp16_accumulate: a power of two that the queries are multiplied with, so that sums in fp16
+  // stay far from its largest number; params.scale has the rest.
+  float query_factor;
 };
 
 // Which queries of which head a block owns. Heads are taken in sections whose keys and values fit
@@ -63,9 +68,9 @@ __global__ void __launch_bounds__(kPrefillVariants[kIndex].threads(),
   const int block_query = work.m_block * Traits::kBlockM;
   const int kv_head = work.head / static_cast<int>(params.num_heads / params.num_kv_heads);
 
-  const RowBounds row = row_bounds(params, work.batch);
-  const KeyBounds bounds{static_cast<int>(row.first), static_cast<int>(row.last),
-                         static_cast<int>(row.diagonal), static_cast<int>(params.window)};
+  wait_for_prerequisite();
+  if (args.early_trigger) allow_dependent_launch();
+  const KeyBounds bounds = key_bounds(params, row_bounds(params, work.batch));
   // The keys this block's queries see lie in [key_begin, key_end).
   const int last_query = min(block_query + Traits::kBlockM, seq_len_q) - 1;
   const int key_begin = bounds.begin(block_query);
@@ -119,6 +124,10 @@ __global__ void __launch_bounds__(kPrefillVariants[kIndex].threads(),
   const float multiplier = logit_multiplier(params);
   cp_async_wait<Traits::kStages - 2>();
   __syncthreads();  // the queries and the bounds are there
+  if (std::is_same_v<T, __half> && params.fp16_accumulate) {
+    scale_half_tile<Traits::kThreads>(q_tile, Traits::kQueryBytes, args.query_factor, thread);
+    __syncthreads();
+  }
   state.load_queries();
 
   for (int tile = tile_begin; tile < tile_end; ++tile) {
@@ -150,6 +159,7 @@ __global__ void __launch_bounds__(kPrefillVariants[kIndex].threads(),
 #pragma unroll
     for (int group = 1; group < Traits::kKeyGroups; ++group) state.merge(slot(group));
   }
+  allow_dependent_launch();
   state.store(params, work.batch, work.head, first_query);
 }
 

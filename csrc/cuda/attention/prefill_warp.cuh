@@ -2,6 +2,9 @@
 // registers, the two products of a step, the merge of key groups, and the store.
 #pragma once
 
+#include <type_traits>
+
+#include "../device/convert.cuh"
 #include "../device/ldmatrix.cuh"
 #include "../device/mma.cuh"
 #include "flashint8/attention.h"
@@ -94,20 +97,13 @@ struct PrefillWarp {
     }
   }
 
-  // s = Q K^T for the kChunk keys at row `key0` of the tile.
-  __device__ __forceinline__ void scores(uint32_t k_tile, int key0,
-                                         float (&s)[kMTiles][kNTiles][4]) {
+  // Calls multiply(mt, nt, a, b0, b1) for every product of s = Q K^T, for the kChunk keys at row
+  // `key0` of the tile.
+  template <typename Multiply>
+  __device__ __forceinline__ void for_each_product(uint32_t k_tile, int key0, Multiply multiply) {
     const int lane = threadIdx.x % 32;
     const int lane_row = (lane / 16) * 8 + lane % 8;
     const int lane_chunk = (lane / 8) % 2;
-#pragma unroll
-    for (int mt = 0; mt < kMTiles; ++mt) {
-#pragma unroll
-      for (int nt = 0; nt < kNTiles; ++nt) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) s[mt][nt][i] = 0.0f;
-      }
-    }
 #pragma unroll
     for (int step = 0; step < kKSteps; ++step) {
       uint32_t fragment[kMTiles][4];
@@ -126,8 +122,46 @@ struct PrefillWarp {
         ldmatrix_x4(b, k_tile + Layout::offset(key0 + 16 * pair + lane_row, 2 * step + lane_chunk));
 #pragma unroll
         for (int mt = 0; mt < kMTiles; ++mt) {
-          mma_m16n8k16<T>(s[mt][2 * pair], fragment[mt], b[0], b[1]);
-          mma_m16n8k16<T>(s[mt][2 * pair + 1], fragment[mt], b[2], b[3]);
+          multiply(mt, 2 * pair, fragment[mt], b[0], b[1]);
+          multiply(mt, 2 * pair + 1, fragment[mt], b[2], b[3]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void scores(uint32_t k_tile, int key0,
+                                         float (&s)[kMTiles][kNTiles][4]) {
+#pragma unroll
+    for (int mt = 0; mt < kMTiles; ++mt) {
+#pragma unroll
+      for (int nt = 0; nt < kNTiles; ++nt) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[mt][nt][i] = 0.0f;
+      }
+    }
+    for_each_product(k_tile, key0,
+                     [&](int mt, int nt, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+                       mma_m16n8k16<T>(s[mt][nt], a, b0, b1);
+                     });
+  }
+
+  // The same with sums in fp16.
+  __device__ __forceinline__ void scores_half(uint32_t k_tile, int key0,
+                                              float (&s)[kMTiles][kNTiles][4]) {
+    uint32_t sums[kMTiles][kNTiles][2] = {};
+    for_each_product(k_tile, key0,
+                     [&](int mt, int nt, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+                       mma_m16n8k16_half(sums[mt][nt], a, b0, b1);
+                     });
+#pragma unroll
+    for (int mt = 0; mt < kMTiles; ++mt) {
+#pragma unroll
+      for (int nt = 0; nt < kNTiles; ++nt) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float2 pair = unpack2_half(sums[mt][nt][half]);
+          s[mt][nt][2 * half] = pair.x;
+          s[mt][nt][2 * half + 1] = pair.y;
         }
       }
     }
@@ -160,7 +194,11 @@ struct PrefillWarp {
                                        uint32_t bounds_address, int first_query, bool masked,
                                        const AttentionParams& params, float multiplier) {
     float s[kMTiles][kNTiles][4];
-    scores(k_tile, key0, s);
+    if (std::is_same_v<T, __half> && params.fp16_accumulate) {
+      scores_half(k_tile, key0, s);
+    } else {
+      scores(k_tile, key0, s);
+    }
     if (needs_transform(params)) transform_scores(s, params);
     if (masked) {
       mask_scores(s, read_key_bounds(bounds_address), key,

@@ -82,6 +82,11 @@ struct KeyBounds {
   __device__ __forceinline__ int end(int query) const { return min(last, query + diagonal + 1); }
 };
 
+__device__ __forceinline__ KeyBounds key_bounds(const AttentionParams& p, const RowBounds& row) {
+  return {static_cast<int>(row.first), static_cast<int>(row.last), static_cast<int>(row.diagonal),
+          static_cast<int>(p.window)};
+}
+
 // A warp's numbers for its rows, in shared memory: read once a chunk, where registers would hold
 // them throughout (the large tiles have none to spare).
 struct WarpKeys {

@@ -84,4 +84,18 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const RowSource<T>& sou
   }
 }
 
+// Multiplies `bytes` of fp16 values in shared memory by `factor`, with kThreads threads.
+template <int kThreads>
+__device__ __forceinline__ void scale_half_tile(uint32_t tile, int bytes, float factor,
+                                                int thread) {
+  const __half2 factors = __float2half2_rn(factor);
+  for (int offset = 16 * thread; offset < bytes; offset += 16 * kThreads) {
+    uint4 value = load_shared_16(tile + offset);
+    auto* pairs = reinterpret_cast<__half2*>(&value);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pairs[i] = __hmul2(pairs[i], factors);
+    store_shared_16(tile + offset, value);
+  }
+}
+
 }  // namespace flashint8::cuda

@@ -1,20 +1,42 @@
-// Programmatic dependent launch (sm_90): the next kernel of a stream, launched with the attribute
-// programmaticStreamSerialization, may start before this one ends. Nothing on older cards.
+// Programmatic dependent launch (sm_90): a kernel launched with the attribute
+// programmaticStreamSerialization may start before the one ahead of it in the stream ends, so that
+// its launch, its index arithmetic and its first trip to memory cost no time of their own. Nothing
+// on older cards.
 #pragma once
+
+#include <cstdint>
 
 namespace flashint8::cuda {
 
-// In the first kernel: the next one may be brought onto the chip from now on.
+// Everything that kernels ahead in the stream wrote is visible after this; nothing that they read
+// or write may be touched before it.
+__device__ __forceinline__ void wait_for_prerequisite() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+// The kernel behind this one may be brought onto the chip from now on; it waits there itself.
 __device__ __forceinline__ void allow_dependent_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
 #endif
 }
 
-// In the second: everything the first wrote is visible after this.
-__device__ __forceinline__ void wait_for_prerequisite() {
+// Both ask for memory to be brought into L2. No value is read, so that they may come before
+// wait_for_prerequisite() even where another kernel is writing there: L2 is where all
+// multiprocessors meet. The line of `address`:
+__device__ __forceinline__ void prefetch_l2_line(const void* address) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+  asm volatile("prefetch.global.L2 [%0];\n" ::"l"(address));
+#endif
+}
+
+// `bytes` (a multiple of 16) from `address` (16-byte aligned); for kilobytes, as one request costs
+// more than a line's.
+__device__ __forceinline__ void prefetch_l2(const void* address, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(address), "r"(bytes));
 #endif
 }
 

@@ -20,12 +20,13 @@ struct Int8To16;
 template <>
 struct Int8To16<__half> {
   // An fp16 in [1024, 2048) has ulp 1, so 0x6400 | u is 1024 + u for an unsigned byte u. Flipping
-  // the sign bit makes u = w + 128; subtracting 1152 leaves w, with no rounding on the way.
+  // the sign bit makes u = w + 128; subtracting 1152 leaves w, with no rounding on the way. Every
+  // instruction reads a single register: beside mma.sync, which needs nearly all of the register
+  // file's ports, one that reads two takes the place of products (docs/performance.md).
   static __device__ __forceinline__ void dequantize(uint32_t word, uint32_t& lo, uint32_t& hi) {
-    constexpr uint32_t kMagic = 0x64646464, kBias = 0x64806480;  // bytes of 1024; {1152, 1152}
-    const uint32_t biased = word ^ 0x80808080u;
-    lo = sub(byte_permute(biased, kMagic, 0x4140), kBias);
-    hi = sub(byte_permute(biased, kMagic, 0x4342), kBias);
+    constexpr uint32_t kMagic = 0x64806480, kBias = 0x64806480;  // {1024 ^ sign bit}; {1152, 1152}
+    lo = sub(byte_permute(word, 0, 0x4140) ^ kMagic, kBias);
+    hi = sub(byte_permute(word, 0, 0x4342) ^ kMagic, kBias);
   }
 
  private:

@@ -40,7 +40,7 @@ __device__ __forceinline__ void cp_async_16_indexed(uint32_t dst, const void* sr
         "{\n.reg .b64 address;\n"
         "mad.wide.u32 address, %2, 16, %1;\n"
         "cp.async.cg.shared.global [%0], [address], 16, %3;\n}" ::"r"(dst),
-        "l"(src), "r"(index), "r"(bytes)
+        "l"(src), "r"(index), "r"(min(max(bytes, 0), 16))
         : "memory");
   }
 }
@@ -52,15 +52,16 @@ __device__ __forceinline__ void cp_async_16_indexed(uint32_t dst, const void* sr
     asm volatile(
         "{\n.reg .b64 address;\n"
         "mad.wide.u32 address, %2, 16, %1;\n"
-        "cp.async.cg.shared.global.L2::cache_hint [%0], [address], 16, %3;\n}" ::"r"(dst),
+        "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [address], 16, %3;\n}" ::"r"(dst),
         "l"(src), "r"(index), "l"(policy)
         : "memory");
   } else {
     asm volatile(
         "{\n.reg .b64 address;\n"
         "mad.wide.u32 address, %2, 16, %1;\n"
-        "cp.async.cg.shared.global.L2::cache_hint [%0], [address], 16, %3, %4;\n}" ::"r"(dst),
-        "l"(src), "r"(index), "r"(bytes), "l"(policy)
+        "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [address], 16, %3, %4;\n}" ::"r"(
+            dst),
+        "l"(src), "r"(index), "r"(min(max(bytes, 0), 16)), "l"(policy)
         : "memory");
   }
 }

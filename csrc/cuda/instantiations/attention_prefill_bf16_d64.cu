@@ -3,7 +3,9 @@
 
 namespace flashint8::cuda {
 
-template cudaError_t launch_prefill<__nv_bfloat16, 3>(const AttentionParams&, cudaStream_t);
-template cudaError_t launch_prefill<__nv_bfloat16, 4>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_prefill<__nv_bfloat16, 3>(const AttentionParams&, const AttentionPlan&,
+                                                      cudaStream_t);
+template cudaError_t launch_prefill<__nv_bfloat16, 4>(const AttentionParams&, const AttentionPlan&,
+                                                      cudaStream_t);
 
 }  // namespace flashint8::cuda

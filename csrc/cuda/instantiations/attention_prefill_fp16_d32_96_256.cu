@@ -3,8 +3,11 @@
 
 namespace flashint8::cuda {
 
-template cudaError_t launch_prefill<__half, 0>(const AttentionParams&, cudaStream_t);
-template cudaError_t launch_prefill<__half, 5>(const AttentionParams&, cudaStream_t);
-template cudaError_t launch_prefill<__half, 10>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_prefill<__half, 0>(const AttentionParams&, const AttentionPlan&,
+                                               cudaStream_t);
+template cudaError_t launch_prefill<__half, 5>(const AttentionParams&, const AttentionPlan&,
+                                               cudaStream_t);
+template cudaError_t launch_prefill<__half, 10>(const AttentionParams&, const AttentionPlan&,
+                                                cudaStream_t);
 
 }  // namespace flashint8::cuda

@@ -3,7 +3,9 @@
 
 namespace flashint8::cuda {
 
-template cudaError_t launch_prefill<__half, 1>(const AttentionParams&, cudaStream_t);
-template cudaError_t launch_prefill<__half, 2>(const AttentionParams&, cudaStream_t);
+template cudaError_t launch_prefill<__half, 1>(const AttentionParams&, const AttentionPlan&,
+                                               cudaStream_t);
+template cudaError_t launch_prefill<__half, 2>(const AttentionParams&, const AttentionPlan&,
+                                               cudaStream_t);
 
 }  // namespace flashint8::cuda

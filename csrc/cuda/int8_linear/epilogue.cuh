@@ -29,13 +29,6 @@ struct ChannelPair {  // of channels n + g and n + g + 8
   float bias[2];
 };
 
-// Where the partial sums of one 16 (channels) x 8 (rows) fragment lie in the workspace, in float4:
-// a lane's four sums are adjacent, so that a warp writes and reads 512 contiguous bytes.
-__device__ __forceinline__ int64_t fragment_index(int64_t split, int64_t num_tiles, int64_t tile,
-                                                  int fragments_per_tile, int fragment, int lane) {
-  return (((split * num_tiles + tile) * fragments_per_tile) + fragment) * 32 + lane;
-}
-
 // A warp's part of the output, seen from one lane: fragment (i, j) is channels 16i .. 16i+15 and
 // rows 8j .. 8j+7 of it.
 template <typename T>

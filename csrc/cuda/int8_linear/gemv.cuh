@@ -21,10 +21,12 @@
 
 #include <cuda_runtime.h>
 
+#include "../device/dependent_launch.cuh"
 #include "../device/dequant.cuh"
 #include "../device/global_load.cuh"
 #include "../device/linear_ptx.cuh"
 #include "../device/mma.cuh"
+#include "../launch_kernel.cuh"
 #include "epilogue.cuh"
 #include "flashint8/plan.h"
 #include "launch.cuh"
@@ -62,6 +64,9 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
   constexpr int kWarps = kShape.num_warps;
   constexpr int kRowTiles = kShape.block_m / 8;
   constexpr int kPitch = kGemvBlockN + 4;
+  // Of a row, before the kernel ahead has ended: the warps' first units. More would be read twice
+  // as fast as it can then be taken from L2, with memory idle.
+  constexpr int kPrefetchBytes = kWarps * kGemvUnit;
   static_assert(kShape.block_m % 8 == 0);
   __shared__ float sums[2][kWarps][kShape.block_m][kPitch];
 
@@ -99,6 +104,14 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
       }
     }
   };
+
+  if (kShape.vectorized && threadIdx.x < kGemvBlockN) {
+    const int64_t n = int64_t{blockIdx.y} * kGemvBlockN + threadIdx.x;
+    const int64_t bytes = min(p.k & ~int64_t{15}, int64_t{kPrefetchBytes});
+    if (n < p.n && bytes > 0) prefetch_l2(p.weight + n * p.weight_stride, bytes);
+  }
+  wait_for_prerequisite();
+  allow_dependent_launch();
 
   if (static_cast<int>(blockIdx.y) < num_tiles && warp < num_units) {
     load_weights(blockIdx.y, warp);
@@ -172,8 +185,8 @@ cudaError_t launch_gemv(const Int8LinearParams& params, const LinearPlan& plan,
                           : int8_linear_gemv_kernel<__nv_bfloat16, kTile>;
   const auto rows = static_cast<unsigned>(ceil_div(params.m, kShape.block_m));
   const dim3 grid(rows, static_cast<unsigned>(plan.num_blocks / rows));
-  kernel<<<grid, 32 * kShape.num_warps, 0, stream>>>(params);
-  return cudaGetLastError();
+  return launch_kernel(kernel, grid, 32 * kShape.num_warps, 0, plan.dependent_launch, stream,
+                       params);
 }
 
 }  // namespace flashint8::cuda

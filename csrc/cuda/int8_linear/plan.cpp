@@ -1,6 +1,6 @@
 // Which INT8 linear kernel runs: a gemv for few rows of x, by a table; else the gemm, of whose
-// tiles and splits those that the card rules out are dropped and an estimate of the time decides.
-// Earlier candidates win ties.
+// tiles and numbers of blocks those that the card rules out are dropped and an estimate of the time
+// decides. Earlier candidates win ties.
 #include "flashint8/plan.h"
 
 #include <algorithm>
@@ -13,29 +13,31 @@ namespace flashint8 {
 
 namespace {
 
-// What a multiprocessor does in a clock. Rough, and meant only to rank candidates.
+// What a multiprocessor does in a clock, as the estimate below sees it: fitted to measurements on
+// an H100, others in proportion of their data sheets. Meant only to rank candidates.
 struct Rates {
-  double memory_bytes;  // its share of device memory's bandwidth
+  double memory_bytes;
   double l2_bytes;
-  double shared_bytes;
   double mma;  // multiply-adds of mma.sync with fp32 sums
 };
 
 Rates rates_of(int compute_capability) {
   switch (compute_capability) {
-    case 80: return {10.0, 24.0, 128.0, 1024.0};
-    case 90: return {13.0, 26.0, 128.0, 1300.0};
+    case 80: return {23.0, 35.0, 1050.0};
+    case 90: return {30.0, 37.0, 1330.0};
     case 86:
-    case 89: return {6.0, 20.0, 128.0, 512.0};
+    case 89: return {14.0, 28.0, 520.0};
     default:
-      return compute_capability >= 100 && compute_capability < 120
-                 ? Rates{16.0, 28.0, 128.0, 1300.0}
-                 : Rates{7.0, 20.0, 128.0, 512.0};
+      return compute_capability >= 100 && compute_capability < 120 ? Rates{37.0, 40.0, 1330.0}
+                                                                   : Rates{16.0, 28.0, 520.0};
   }
 }
 
-constexpr double kLaunchClocks = 3500;    // a launch, its first loads and its last stores
-constexpr double kSplitSumClocks = 2500;  // the second launch, hidden in part
+constexpr double kLaunchClocks = 9000;    // a launch, its first loads and its last stores
+constexpr double kSplitSumClocks = 1050;  // the second launch, hidden in part
+constexpr double kUnitClocks = 120;       // of a k tile, its barrier and copies: of a block alone,
+constexpr double kUnitClocksPerBlock = 110;  // and of each that shares the multiprocessor
+constexpr double kOverlap = 0.5;             // what is left of needs that are not the longest
 constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
 constexpr int kSharedReserved = 1024;  // of each block, by the driver
 
@@ -43,8 +45,10 @@ bool aligned(const void* pointer, uintptr_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
-// 16-byte copies from both tensors, at offsets that fit 32 bits in units of 16 bytes.
+// 16-byte copies from both tensors, at offsets that fit 32 bits in units of 16 bytes; rows and
+// channels that fit 31.
 bool can_vectorize(const Int8LinearParams& p) {
+  if (p.m > INT32_MAX / 2 || p.n > INT32_MAX / 2) return false;
   if (!aligned(p.x, 16) || !aligned(p.weight, 16)) return false;
   if (p.n > 1 && p.weight_stride % 16 != 0) return false;
   int64_t extent = 0;
@@ -62,18 +66,22 @@ struct Candidate {
   double clocks = 0;
 };
 
-double weight_bytes(const Int8LinearParams& p) { return static_cast<double>(p.n) * p.k; }
-
 // The row of kGemvTiles for few rows of x, or -1: the gemm is faster. Measured on an H100
-// (docs/performance.md). Many warps a block hide the latency of long rows, more blocks even out the
-// end of many tiles; with 17 rows and more, large weights are the gemm's, which reads x less often.
+// (docs/performance.md). Many warps a block hide the latency of long rows; more blocks even out the
+// end of many tiles. Up to 32 rows, weights that are small, and stay in L2, may be read once for
+// each 8 rows; large ones are the gemm's, which reads x less often.
 int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
   constexpr int64_t kLongRow = 2048;
-  constexpr int64_t kLargeWeight = int64_t{16} << 20;
-  if (!vectorized) return 4;
-  if (p.m <= 8) return p.k >= kLongRow && p.n <= 6 * kGemvBlockN * card.sm_count ? 0 : 1;
-  if (p.m <= 16) return 2;
-  return p.m <= 32 && p.n * p.k <= kLargeWeight ? 3 : -1;
+  constexpr int64_t kSmallWeight = int64_t{4} << 20, kMediumWeight = int64_t{16} << 20;
+  if (!vectorized) return 3;
+  const int64_t tiles = ceil_div(p.n, kGemvBlockN);
+  const bool few = tiles <= 6 * card.sm_count;
+  if (p.m <= 8) return few && p.k >= kLongRow ? 0 : 1;
+  if (p.m > 32 || p.n * p.k > kMediumWeight) return -1;
+  if (ceil_div(p.m, 8) * tiles <= 2 * card.sm_count) return 0;
+  const bool small = p.n * p.k <= kSmallWeight;
+  if (p.m <= 16) return small ? 1 : 2;
+  return small ? 2 : -1;
 }
 
 LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile& tile) {
@@ -86,16 +94,27 @@ LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile
   plan.stages = 1;
   plan.vectorized = tile.vectorized;
   const int64_t tiles = std::max<int64_t>(1, ceil_div(p.n, kGemvBlockN));
-  const int64_t resident = int64_t{tile.min_blocks} * card.sm_count;
-  plan.num_blocks = ceil_div(p.m, tile.block_m) * std::min(tiles, resident);
+  // As many blocks as the chip holds, or fewer, so that each has the same number of tiles.
+  const int64_t rounds = ceil_div(tiles, int64_t{tile.min_blocks} * card.sm_count);
+  plan.num_blocks = ceil_div(p.m, tile.block_m) * ceil_div(tiles, rounds);
   return plan;
 }
 
+// The most blocks that share a tile, when each takes an equal run of the tiles' k tiles.
+int splits_of(int64_t tiles, int64_t k_tiles, int64_t blocks) {
+  if (tiles % blocks == 0) return 1;
+  if (blocks % tiles == 0 && k_tiles % (blocks / tiles) == 0) {
+    return static_cast<int>(blocks / tiles);
+  }
+  const int64_t run = tiles * k_tiles / blocks;
+  return static_cast<int>(std::min(k_tiles, ceil_div(k_tiles - 1, run) + 1));
+}
+
 Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const GemmTile& tile,
-                         int64_t splits) {
+                         int64_t blocks) {
   Candidate c;
   const int64_t tiles_m = ceil_div(p.m, tile.block_m), tiles_n = ceil_div(p.n, tile.block_n);
-  const int64_t tiles = tiles_m * tiles_n;
+  const int64_t tiles = tiles_m * tiles_n, k_tiles = gemm_k_tiles(p.k, gemm_block_k(tile));
   LinearPlan& plan = c.plan;
   plan.kernel = LinearKernel::kGemm;
   plan.block_m = tile.block_m;
@@ -105,39 +124,66 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
   plan.stages = tile.stages;
   plan.vectorized = true;
   plan.shared_bytes = gemm_shared_bytes(tile);
-  plan.num_splits = static_cast<int>(splits);
-  plan.num_blocks = tiles * splits;
-  plan.workspace_bytes = splits > 1 ? plan.num_blocks * tile.block_m * tile.block_n * 4 : 0;
+  plan.num_splits = splits_of(tiles, k_tiles, blocks);
+  plan.num_blocks = blocks;
+  const int64_t slots = plan.num_splits == 1 ? 0 : blocks + std::min(tiles, blocks);
+  plan.workspace_bytes = slots * tile.block_m * tile.block_n * 4;
 
   const Rates rates = rates_of(card.compute_capability);
-  const int64_t resident = std::clamp<int64_t>(
-      (card.shared_memory_per_block + kSharedReserved) / (plan.shared_bytes + kSharedReserved), 1,
-      plan.num_warps >= 8 ? (tile.block_m >= 128 ? 1 : 2) : 2);
-  // Clocks of one block alone on a multiprocessor: the larger of its products and its shared-memory
-  // traffic; where two are there, each overlaps what
-  // the other leaves idle.
-  const double block_k =
-      static_cast<double>(ceil_div(ceil_div(p.k, plan.block_k), splits)) * plan.block_k;
-  const double products = block_k * tile.block_m * tile.block_n / rates.mma;
-  const double warp_m = tile.block_m / tile.warps_m, warp_n = tile.block_n / tile.warps_n;
-  const double shared =
-      block_k *
-      (tile.warps_m * tile.warps_n * (2 * warp_m + warp_n) + 2 * tile.block_m + tile.block_n) /
-      rates.shared_bytes;
-  const double per_sm = static_cast<double>(ceil_div(plan.num_blocks, card.sm_count));
-  const double fill = (resident >= 2 && per_sm >= 2) || plan.num_warps >= 8 ? 1.15 : 1.7;
-  const double block = std::max(products, shared) * fill;
-  const double memory = weight_bytes(p) + 2.0 * p.m * p.k + 2.0 * p.m * p.n;
-  const double partials =
-      splits > 1 ? 8.0 * static_cast<double>(plan.num_blocks) * tile.block_m * tile.block_n : 0.0;
-  const double l2 = weight_bytes(p) * tiles_m + 2.0 * tiles_n * p.m * p.k;
-  const double needs[] = {per_sm * block, memory / (card.sm_count * rates.memory_bytes),
-                          l2 / (card.sm_count * rates.l2_bytes)};
+  const double per_sm = static_cast<double>(ceil_div(blocks, card.sm_count));
+  const double units = static_cast<double>(ceil_div(tiles * k_tiles, blocks));
+  const double products = per_sm * plan.block_k * tile.block_m * tile.block_n / rates.mma;
+  const double m = static_cast<double>(p.m), n = static_cast<double>(p.n);
+  const double k = static_cast<double>(p.k), sms = card.sm_count;
+  const double weights = n * k, x = 2.0 * m * k;
+  const double needs[] = {
+      units * (products + kUnitClocks + per_sm * kUnitClocksPerBlock),
+      (weights + x + 2.0 * m * n) / (sms * rates.memory_bytes),
+      (weights * static_cast<double>(tiles_m) + x * static_cast<double>(tiles_n)) /
+          (sms * rates.l2_bytes),
+  };
   const double longest = *std::max_element(std::begin(needs), std::end(needs));
-  const double others = needs[0] + needs[1] + needs[2] - longest;
-  c.clocks = kLaunchClocks + 1000 + longest + 0.2 * others +  // they overlap, but not wholly
-             (splits > 1 ? kSplitSumClocks + partials / (card.sm_count * rates.l2_bytes) : 0.0);
+  const double all = needs[0] + needs[1] + needs[2];
+  c.clocks = kLaunchClocks + longest + kOverlap * (all - longest);
+  if (slots > 0) {
+    c.clocks +=
+        kSplitSumClocks + 2.0 * static_cast<double>(plan.workspace_bytes) / (sms * rates.l2_bytes);
+  }
   return c;
+}
+
+// Numbers of blocks worth a try: as many as the card holds at once, each with an equal run; or one
+// for each tile, where that fills it too. Large blocks with short runs are better off alone on a
+// multiprocessor.
+template <typename Try>
+void try_block_counts(const Int8LinearParams& p, const Card& card, const GemmTile& tile,
+                      const Try& try_blocks) {
+  constexpr int64_t kShortRun = 8;
+  const int64_t tiles = ceil_div(p.m, tile.block_m) * ceil_div(p.n, tile.block_n);
+  const int64_t units = tiles * gemm_k_tiles(p.k, gemm_block_k(tile));
+  const int64_t fit = (card.shared_memory_per_block + kSharedReserved) /
+                      (gemm_shared_bytes(tile) + kSharedReserved);
+  const int64_t room = std::min<int64_t>(fit, tile.min_blocks) * card.sm_count;
+  if (room == 0) return;
+  const bool alone = gemm_warps(tile) >= 8 && units < kShortRun * room;
+  try_blocks(std::min(alone ? int64_t{card.sm_count} : room, units));
+  if (tile.block_m >= 64 && tiles > card.sm_count && tiles <= room) try_blocks(tiles);
+}
+
+LinearPlan gemm_plan(const Int8LinearParams& p, const Card& card) {
+  Candidate best;
+  bool found = false;
+  for (const GemmTile& tile : kGemmTiles) {
+    // Tiles of fewer rows read the weights again for the others.
+    if (tile.block_m < std::min<int64_t>(p.m, 64)) continue;
+    try_block_counts(p, card, tile, [&](int64_t blocks) {
+      const Candidate c = gemm_candidate(p, card, tile, blocks);
+      if (c.plan.workspace_bytes > kMaxWorkspace || (found && c.clocks >= best.clocks)) return;
+      best = c;
+      found = true;
+    });
+  }
+  return best.plan;
 }
 
 // Where the library's product on converted weights beats the gemm: on data-centre cards from Hopper
@@ -170,34 +216,18 @@ LinearPlan library_plan(const Int8LinearParams& p) {
 
 LinearPlan plan_int8_linear(const Int8LinearParams& params, const Card& card) {
   const bool vectorized = can_vectorize(params);
-  if (vectorized && library_is_faster(params, card)) {
-    LinearPlan plan = library_plan(params);
-    plan.dtype = params.dtype;
-    return plan;
-  }
+  LinearPlan plan;
   const int gemv = gemv_tile(params, card, vectorized);
-  if (gemv >= 0) {
-    LinearPlan plan = gemv_plan(params, card, kGemvTiles[gemv]);
-    plan.dtype = params.dtype;
-    return plan;
+  if (vectorized && library_is_faster(params, card)) {
+    plan = library_plan(params);
+  } else if (gemv >= 0) {
+    plan = gemv_plan(params, card, kGemvTiles[gemv]);
+  } else {
+    plan = gemm_plan(params, card);
   }
-  Candidate best;
-  bool found = false;
-  for (const GemmTile& tile : kGemmTiles) {
-    const int64_t tiles = ceil_div(params.m, tile.block_m) * ceil_div(params.n, tile.block_n);
-    const int64_t k_tiles = ceil_div(params.k, gemm_block_k(tile));
-    for (int64_t splits = 1; splits <= 16; ++splits) {
-      if (splits > 1 && (splits > k_tiles / 2 || tiles * splits > 4 * card.sm_count)) break;
-      const Candidate c = gemm_candidate(params, card, tile, splits);
-      if (c.plan.workspace_bytes > kMaxWorkspace) break;
-      if (c.plan.shared_bytes > card.shared_memory_per_block) continue;
-      if (found && c.clocks >= best.clocks) continue;
-      best = c;
-      found = true;
-    }
-  }
-  best.plan.dtype = params.dtype;
-  return best.plan;
+  plan.dtype = params.dtype;
+  plan.dependent_launch = card.code >= 90 && plan.kernel != LinearKernel::kLibrary;
+  return plan;
 }
 
 }  // namespace flashint8

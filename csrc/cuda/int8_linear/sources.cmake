@@ -7,10 +7,10 @@ set(FLASHINT8_INT8_LINEAR_CUDA_SOURCES
     "${CMAKE_CURRENT_LIST_DIR}/split_sum.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m8_w16.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m8_w8.cu"
-    "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m16.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m32.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m32_unaligned.cu"
-    "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m32_n64.cu"
+    "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m16_n64.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m32_n128.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m64_n64.cu"
+    "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m64_n128.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m128_n128.cu")

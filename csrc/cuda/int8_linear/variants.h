@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define FLASHINT8_HOST_DEVICE __host__ __device__
-#else
-#define FLASHINT8_HOST_DEVICE
-#endif
+#include "flashint8/types.h"
 
 namespace flashint8 {
 
@@ -25,47 +21,51 @@ struct GemmTile {
   int block_n;
   int warps_m;
   int warps_n;
-  int warps_k;  // groups of warps that split every k tile
+  int chunks;  // of kGemmChunkK, a stage
   int stages;
+  int min_blocks;  // blocks a multiprocessor is to hold: bounds the registers
 };
 
 constexpr GemvTile kGemvTiles[] = {
-    {8, 16, 2, true}, {8, 8, 4, true}, {16, 8, 3, true}, {32, 8, 2, true}, {32, 8, 1, false},
+    {8, 16, 2, true},
+    {8, 8, 4, true},
+    {32, 8, 2, true},
+    {32, 8, 1, false},
 };
 constexpr int kNumGemvTiles = sizeof(kGemvTiles) / sizeof(kGemvTiles[0]);
 constexpr int kGemvBlockN = 16;
 constexpr int kGemvUnit = 128;  // k of a warp's step
 
 constexpr GemmTile kGemmTiles[] = {
-    {32, 64, 1, 2, 4, 3},
-    {32, 128, 1, 2, 2, 4},
-    {64, 64, 1, 2, 2, 4},
-    {128, 128, 2, 2, 1, 4},
+    {16, 64, 1, 4, 4, 3, 3},  {32, 128, 1, 8, 2, 4, 2},  {64, 64, 2, 4, 2, 4, 2},
+    {64, 128, 1, 4, 1, 4, 2}, {128, 128, 2, 2, 1, 4, 2},
 };
 constexpr int kNumGemmTiles = sizeof(kGemmTiles) / sizeof(kGemmTiles[0]);
-
-constexpr int kLinearChunkK = 64;  // the gemm: the k that a lane quad's 4 x 16 weight bytes cover
+constexpr int kGemmChunkK = 64;  // the k that a lane quad's 4 x 16 weight bytes cover
 
 FLASHINT8_HOST_DEVICE constexpr int gemm_warps(const GemmTile& tile) {
-  return tile.warps_m * tile.warps_n * tile.warps_k;
+  return tile.warps_m * tile.warps_n;
 }
 FLASHINT8_HOST_DEVICE constexpr int gemm_block_k(const GemmTile& tile) {
-  return kLinearChunkK * tile.warps_k;
+  return kGemmChunkK * tile.chunks;
 }
 
 FLASHINT8_HOST_DEVICE constexpr int gemm_stage_bytes(const GemmTile& tile) {
   return gemm_block_k(tile) * (tile.block_n + 2 * tile.block_m);
 }
 
-// Scale and bias of the block's channels (fp32) come first.
-FLASHINT8_HOST_DEVICE constexpr int gemm_epilogue_bytes(const GemmTile& tile) {
-  return 2 * 4 * tile.block_n;
+// Scale and bias of the block's channels (fp32) and the offsets of its rows of x come first.
+FLASHINT8_HOST_DEVICE constexpr int gemm_header_bytes(const GemmTile& tile) {
+  return (2 * 4 * tile.block_n + 4 * tile.block_m + 127) / 128 * 128;
 }
 
 FLASHINT8_HOST_DEVICE constexpr int gemm_shared_bytes(const GemmTile& tile) {
-  return gemm_epilogue_bytes(tile) + tile.stages * gemm_stage_bytes(tile);
+  return gemm_header_bytes(tile) + tile.stages * gemm_stage_bytes(tile);
 }
 
-FLASHINT8_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// At least one, so that a product without k is one of zeros.
+FLASHINT8_HOST_DEVICE constexpr int gemm_k_tiles(int64_t k, int block_k) {
+  return k <= block_k ? 1 : static_cast<int>(ceil_div(k, block_k));
+}
 
 }  // namespace flashint8

@@ -47,6 +47,8 @@ struct AttentionParams {
   int64_t window = -1;   // > 0: keys j > diagonal - window only; needs causal
   float softcap = 0.0f;  // > 0: scores become softcap * tanh(score * scale / softcap)
   float scale = 0.0f;    // multiplies QK^T
+  // QK^T may be summed in fp16, as the prefill kernel then does; fp16 tensors only.
+  bool fp16_accumulate = false;
 };
 
 // Bounds of one batch row. Query i sees the keys j with
@@ -59,20 +61,16 @@ struct RowBounds {
   int64_t diagonal;
 };
 
-#ifdef __CUDACC__
-#define FLASHINT8_HOST_DEVICE __host__ __device__
-#else
-#define FLASHINT8_HOST_DEVICE
-#endif
-
 FLASHINT8_HOST_DEVICE inline int64_t clamp_to(int64_t x, int64_t low, int64_t high) {
   return x < low ? low : (x > high ? high : x);
 }
 
-FLASHINT8_HOST_DEVICE inline RowBounds row_bounds(const AttentionParams& p, int64_t b) {
+// load(pointer): the integer there.
+template <typename Load>
+FLASHINT8_HOST_DEVICE inline RowBounds row_bounds(const AttentionParams& p, int64_t b, Load load) {
   RowBounds row;
-  row.first = p.kv_start ? clamp_to(p.kv_start[b * p.kv_start_stride], 0, p.seq_len_kv) : 0;
-  row.last = p.kv_lengths ? clamp_to(p.kv_lengths[b * p.kv_lengths_stride], 0, p.seq_len_kv)
+  row.first = p.kv_start ? clamp_to(load(p.kv_start + b * p.kv_start_stride), 0, p.seq_len_kv) : 0;
+  row.last = p.kv_lengths ? clamp_to(load(p.kv_lengths + b * p.kv_lengths_stride), 0, p.seq_len_kv)
                           : p.seq_len_kv;
   switch (p.causal) {
     case Causal::kNone: row.diagonal = p.seq_len_kv; break;
@@ -80,6 +78,10 @@ FLASHINT8_HOST_DEVICE inline RowBounds row_bounds(const AttentionParams& p, int6
     case Causal::kAlignedToStart: row.diagonal = 0; break;
   }
   return row;
+}
+
+FLASHINT8_HOST_DEVICE inline RowBounds row_bounds(const AttentionParams& p, int64_t b) {
+  return row_bounds(p, b, [](const int32_t* pointer) { return *pointer; });
 }
 
 }  // namespace flashint8

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "flashint8/attention.h"
+#include "flashint8/decoder.h"
 #include "flashint8/int8_linear.h"
 
 namespace flashint8::cpu {
@@ -19,5 +20,12 @@ void attention(const AttentionParams& params, const CpuThreads& threads);
 void int8_linear(const Int8LinearParams& params, const CpuThreads& threads);
 // dtype float32, float16, bfloat16. Returns the first row that holds a NaN or an infinity, or -1.
 int64_t quantize_per_channel(const QuantizeParams& params, const CpuThreads& threads);
+
+// dtype float32, float16, bfloat16.
+void rope_append(const RopeAppendParams& params, const CpuThreads& threads);
+void add_norm(const AddNormParams& params, const CpuThreads& threads);
+void silu_mul(const SiluMulParams& params, const CpuThreads& threads);
+void embed(const EmbedParams& params, const CpuThreads& threads);
+void argmax(const ArgmaxParams& params, const CpuThreads& threads);
 
 }  // namespace flashint8::cpu

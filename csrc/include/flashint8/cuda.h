@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "flashint8/decoder.h"
 #include "flashint8/plan.h"
 
 namespace flashint8::cuda {
@@ -23,5 +24,13 @@ cudaError_t launch_dequantize(const Int8LinearParams& params, int64_t first, int
 // set to INT32_MAX by the caller).
 cudaError_t launch_quantize_per_channel(const QuantizeParams& params, int32_t* bad_row,
                                         cudaStream_t stream);
+
+// No plan: 16-byte accesses where every pointer and row allows it, single elements otherwise.
+cudaError_t launch_rope_append(const RopeAppendParams& params, const Card& card,
+                               cudaStream_t stream);
+cudaError_t launch_add_norm(const AddNormParams& params, const Card& card, cudaStream_t stream);
+cudaError_t launch_silu_mul(const SiluMulParams& params, const Card& card, cudaStream_t stream);
+cudaError_t launch_embed(const EmbedParams& params, const Card& card, cudaStream_t stream);
+cudaError_t launch_argmax(const ArgmaxParams& params, const Card& card, cudaStream_t stream);
 
 }  // namespace flashint8::cuda

@@ -7,26 +7,6 @@
 
 namespace flashint8 {
 
-// Where row m of x begins: m is split over up to 4 leading dimensions (already merged where their
-// strides allow it), outermost first; unused ones are {1, 0} at the front. Strides in elements.
-struct RowLayout {
-  int64_t size[4] = {1, 1, 1, 1};
-  int64_t stride[4] = {0, 0, 0, 0};
-};
-
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline int64_t row_offset(const RowLayout& rows, int64_t m) {
-  int64_t offset = 0;
-  for (int d = 3; d > 0; --d) {
-    if (rows.size[d] == 1) continue;
-    offset += (m % rows.size[d]) * rows.stride[d];
-    m /= rows.size[d];
-  }
-  return offset + m * rows.stride[0];
-}
-
 // out[m, n] = scale[n] * sum_k x[m, k] * weight[n, k] + bias[n], accumulated in fp32.
 struct Int8LinearParams {
   const void* x = nullptr;              // (m, k) by x_rows, dtype, last dimension contiguous

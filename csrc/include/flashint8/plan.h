@@ -25,7 +25,8 @@ struct AttentionPlan {
   int variant = 0;         // prefill: row of kPrefillVariants
   int pack = 1;            // decode: query heads of a KV head that share a block
   int num_splits = 1;      // decode: blocks that share one row's keys
-  bool overlapped_combine = false;  // decode: the merge is launched while the splits run
+  bool dependent_launch = false;  // see LinearPlan
+  bool early_trigger = false;     // prefill: the next kernel's blocks may come at once
   int64_t num_blocks = 0;
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;
@@ -48,7 +49,10 @@ struct LinearPlan {
   int num_warps = 0;
   int stages = 0;
   bool vectorized = true;
-  int num_splits = 1;  // blocks that share one output tile's k range
+  int num_splits = 1;  // the most blocks that share an output tile
+  // The kernel may start while the one ahead of it in the stream still runs, and waits on the
+  // device.
+  bool dependent_launch = false;
   int64_t num_blocks = 0;
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;

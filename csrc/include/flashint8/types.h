@@ -4,7 +4,15 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define FLASHINT8_HOST_DEVICE __host__ __device__
+#else
+#define FLASHINT8_HOST_DEVICE
+#endif
+
 namespace flashint8 {
+
+FLASHINT8_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
 
@@ -16,6 +24,24 @@ struct Card {
   int shared_memory_per_block = 0;  // opt-in limit of dynamic shared memory, bytes
   int code = 0;                     // version of the built code that it runs, as 80 or 90
 };
+
+// Where row m of a tensor begins: m is split over up to 4 leading dimensions (already merged where
+// their strides allow it), outermost first; unused ones are {1, 0} at the front. Strides in
+// elements.
+struct RowLayout {
+  int64_t size[4] = {1, 1, 1, 1};
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
+FLASHINT8_HOST_DEVICE inline int64_t row_offset(const RowLayout& rows, int64_t m) {
+  int64_t offset = 0;
+  for (int d = 3; d > 0; --d) {
+    if (rows.size[d] == 1) continue;
+    offset += (m % rows.size[d]) * rows.stride[d];
+    m /= rows.size[d];
+  }
+  return offset + m * rows.stride[0];
+}
 
 // Runs fn(begin, end, context) over [0, count) in chunks of at least `grain`, on several threads.
 // fn must not throw. csrc/ops fills it from torch's thread pool; nullptr-free.

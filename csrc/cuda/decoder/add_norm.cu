@@ -1,0 +1,147 @@
+// The residual stream's addition and norm, a block a row. A row of up to kKept chunks a thread
+// stays in registers; a longer one, or one that is not aligned, is read again.
+#include "../device/dependent_launch.cuh"
+#include "../launch_kernel.cuh"
+#include "chunk.cuh"
+#include "flashint8/cuda.h"
+
+namespace flashint8::cuda {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int kKept = 2;
+
+// The same sum in every thread, added in one order. All threads of the block; `partial` is for this
+// sum alone.
+__device__ __forceinline__ float block_sum(float x, float* partial) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) partial[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = lane < static_cast<int>(blockDim.x) / 32 ? partial[lane] : 0.0f;
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+  return x;
+}
+
+// fn(i, chunk) for the chunks of this thread: i counts them, and is 0 where they are not kept.
+template <bool kInRegisters, typename Fn>
+__device__ __forceinline__ void for_chunks(int64_t chunks, Fn fn) {
+  if constexpr (kInRegisters) {
+#pragma unroll
+    for (int i = 0; i < kKept; ++i) {
+      const int64_t chunk = threadIdx.x + i * blockDim.x;
+      if (chunk < chunks) fn(i, chunk);
+    }
+  } else {
+    for (int64_t chunk = threadIdx.x; chunk < chunks; chunk += blockDim.x) fn(0, chunk);
+  }
+}
+
+template <typename T, int kWidth, bool kInRegisters>
+__global__ void __launch_bounds__(kMaxThreads)
+    add_norm_kernel(const __grid_constant__ AddNormParams p) {
+  constexpr int kChunks = kInRegisters ? kKept : 1;
+  __shared__ float partial[2][kMaxThreads / 32];
+  const int64_t chunks = p.columns / kWidth;
+  T* residual = static_cast<T*>(p.residual) + row_offset(p.residual_rows, blockIdx.x);
+  const T* added = static_cast<const T*>(p.x) + row_offset(p.x_rows, blockIdx.x);
+  T* out = static_cast<T*>(p.out) + blockIdx.x * p.columns;
+  const auto* weight = static_cast<const T*>(p.weight);
+  const auto* bias = static_cast<const T*>(p.bias);
+  wait_for_prerequisite();
+  allow_dependent_launch();
+
+  float row[kChunks][kWidth];
+  Chunk<T, kWidth> scale[kChunks], shift[kChunks] = {};
+  float sum = 0.0f;
+  for_chunks<kInRegisters>(chunks, [&](int i, int64_t chunk) {
+    Chunk<T, kWidth> stream;
+    stream.load(residual + kWidth * chunk);
+    if constexpr (kInRegisters) {  // asked for now, used after the sums
+      scale[i].load(weight + kWidth * chunk);
+      if (bias != nullptr) shift[i].load(bias + kWidth * chunk);
+    }
+    if (p.x != nullptr) {
+      Chunk<T, kWidth> x;
+      x.load(added + kWidth * chunk);
+      float term[kWidth];
+      x.unpack(term);
+      stream.unpack(row[i]);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) row[i][j] += term[j];
+      stream.pack(row[i]);
+      stream.store(residual + kWidth * chunk);
+    }
+    stream.unpack(row[i]);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) sum += p.rms ? row[i][j] * row[i][j] : row[i][j];
+  });
+  const auto again = [&](int i, int64_t chunk) {
+    if constexpr (!kInRegisters) {
+      Chunk<T, kWidth> stream;
+      stream.load(residual + kWidth * chunk);
+      stream.unpack(row[i]);
+    }
+  };
+  const float count = static_cast<float>(p.columns);
+  float mean = 0.0f, square = block_sum(sum, partial[0]) / count;
+  if (!p.rms) {
+    mean = square;
+    float squares = 0.0f;
+    for_chunks<kInRegisters>(chunks, [&](int i, int64_t chunk) {
+      again(i, chunk);
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) {
+        const float centred = row[i][j] - mean;
+        squares += centred * centred;
+      }
+    });
+    square = block_sum(squares, partial[1]) / count;
+  }
+  const float inverse = 1.0f / sqrtf(square + p.eps);
+  for_chunks<kInRegisters>(chunks, [&](int i, int64_t chunk) {
+    again(i, chunk);
+    if constexpr (!kInRegisters) {
+      scale[i].load(weight + kWidth * chunk);
+      if (bias != nullptr) shift[i].load(bias + kWidth * chunk);
+    }
+    float w[kWidth], b[kWidth];
+    scale[i].unpack(w);
+    shift[i].unpack(b);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) w[j] = (row[i][j] - mean) * inverse * w[j] + b[j];
+    Chunk<T, kWidth> y;
+    y.pack(w);
+    y.store(out + kWidth * chunk);
+  });
+}
+
+bool is_wide(const AddNormParams& p) {
+  return p.columns % kWide == 0 && is_aligned(p.residual) && is_aligned(p.x) &&
+         is_aligned(p.weight) && is_aligned(p.bias) && is_aligned(p.out) &&
+         is_aligned(p.residual_rows) && (p.x == nullptr || is_aligned(p.x_rows));
+}
+
+template <typename T>
+cudaError_t launch(const AddNormParams& p, const Card& card, cudaStream_t stream) {
+  const bool wide = is_wide(p);
+  const int64_t chunks = wide ? p.columns / kWide : p.columns;
+  const bool kept = wide && chunks <= kKept * kMaxThreads;
+  const int64_t warps = ceil_div(kept ? ceil_div(chunks, kKept) : chunks, 32);
+  const int threads = warps < kMaxThreads / 32 ? static_cast<int>(32 * warps) : kMaxThreads;
+  const auto kernel = kept   ? &add_norm_kernel<T, kWide, true>
+                      : wide ? &add_norm_kernel<T, kWide, false>
+                             : &add_norm_kernel<T, 1, false>;
+  return launch_kernel(kernel, row_grid(p.rows, 1), threads, 0, card.code >= 90, stream, p);
+}
+
+}  // namespace
+
+cudaError_t launch_add_norm(const AddNormParams& params, const Card& card, cudaStream_t stream) {
+  return params.dtype == DType::kFloat16 ? launch<__half>(params, card, stream)
+                                         : launch<__nv_bfloat16>(params, card, stream);
+}
+
+}  // namespace flashint8::cuda

@@ -1,0 +1,264 @@
+"""Generation: the prompt once, then a token at a time; on a GPU one CUDA graph a token."""
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from flashint8.models.decoder import Decoder
+from flashint8.sampling import Sampling
+
+PREFILL_CHUNK = 2048
+_WARM_UP_CALLS = 2
+
+
+class Generator:
+    """A model with a cache, and on a GPU a captured graph, to generate with again and again.
+
+    Each decoding step, sampling included, is one CUDA graph, captured at the first call for each
+    `Sampling` and replayed for every token. The host waits for a token only after the step behind
+    it has been queued, so the GPU is never idle between tokens.
+
+    Args:
+        model: a `GPT` or a `Llama`.
+        batch_size: rows.
+        capacity: positions of each row's cache: prompt and new tokens together.
+        graph: whether to capture a CUDA graph; default on a GPU only.
+        prefill_chunk: longer prompts are read in chunks of this many tokens, so that activations
+            need no more memory than one chunk's.
+
+    Raises:
+        ValueError: a size is not positive or passes the model's context; a graph is asked for on
+            the CPU.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        batch_size: int,
+        capacity: int,
+        *,
+        graph: bool | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        self.model = model
+        self.cache = model.new_cache(batch_size, capacity)
+        device = self.cache.positions.device
+        if graph and device.type != "cuda":
+            raise ValueError(f"Generator: graph needs a CUDA device, the model is on {device}")
+        if prefill_chunk < 1:
+            raise ValueError(f"Generator: prefill_chunk must be at least 1, got {prefill_chunk}")
+        self.graph = device.type == "cuda" if graph is None else graph
+        self.prefill_chunk = prefill_chunk
+        self._device = device
+        self._token = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
+        self._random = torch.Generator(device)
+        self._graphs: dict[Sampling, torch.cuda.CUDAGraph] = {}
+        cuda = device.type == "cuda"
+        self._read = torch.zeros(capacity, batch_size, 1, dtype=torch.int64, pin_memory=cuda)
+        self._events: list[torch.cuda.Event] = []
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int] | Tensor],
+        max_new_tokens: int,
+        *,
+        sampling: Sampling | None = None,
+        stop_tokens: Collection[int] = (),
+        seed: int = 0,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> list[list[int]]:
+        """New tokens for each prompt.
+
+        Args:
+            prompts: one sequence of token numbers a row; lengths may differ.
+            max_new_tokens: of each row, at most.
+            sampling: how to draw; default greedy.
+            stop_tokens: a row ends with the first of these (which it includes).
+            seed: of what is drawn; the same seed gives the same tokens.
+            on_token: called with (row, token) as each comes.
+
+        Returns:
+            For each row the new tokens.
+
+        Raises:
+            ValueError: as many prompts as rows are needed, each with a token that the model knows;
+                prompt and new tokens do not fit the cache (nothing was written).
+        """
+        rows = self._check(prompts, max_new_tokens)
+        sampling = sampling or Sampling()
+        if self.graph and max_new_tokens > 1 and sampling not in self._graphs:
+            self._graphs[sampling] = self._capture(sampling)
+        self.cache.reset()
+        self._random.manual_seed(seed)
+        sampling.draw_(self._token, self._prefill(rows), self._random)
+        output: list[list[int]] = [[] for _ in rows]
+        stop = frozenset(stop_tokens)
+        self._send(0)
+        for step in range(max_new_tokens):
+            if step + 1 < max_new_tokens and self.graph:
+                self._advance(sampling, step + 1)  # queued before anyone waits for this one
+            done = self._receive(step, output, stop, on_token)
+            if done or step + 1 == max_new_tokens:
+                break
+            if not self.graph:
+                self._advance(sampling, step + 1)
+        return output
+
+    def _check(
+        self, prompts: Sequence[Sequence[int] | Tensor], max_new_tokens: int
+    ) -> list[list[int]]:
+        if len(prompts) != self.cache.batch_size:
+            raise ValueError(
+                f"generate: prompts must be {self.cache.batch_size} rows, got {len(prompts)}"
+            )
+        if max_new_tokens < 1:
+            raise ValueError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}")
+        vocab = self.model.config.vocab_size
+        rows = [p.tolist() if isinstance(p, Tensor) else list(p) for p in prompts]
+        for index, row in enumerate(rows):
+            if not row:
+                raise ValueError(f"generate: prompt {index} is empty")
+            if min(row) < 0 or max(row) >= vocab:
+                raise ValueError(
+                    f"generate: prompt {index} must have tokens from 0 to {vocab - 1}, got "
+                    f"{min(row)} to {max(row)}"
+                )
+            # The last new token is never read, so it needs no place.
+            needed = len(row) + max_new_tokens - 1
+            if needed > self.cache.capacity:
+                raise ValueError(
+                    f"generate: prompt {index} of {len(row)} tokens and {max_new_tokens} new ones "
+                    f"need {needed} positions, the cache has {self.cache.capacity}"
+                )
+        return rows
+
+    def _prefill(self, rows: list[list[int]]) -> Tensor:
+        """Reads the prompts, right-padded; the logits (B, V) of each one's last token."""
+        longest = max(map(len, rows))
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        padded = padded.to(self._device)
+        logits: Tensor | None = None
+        for begin in range(0, longest, self.prefill_chunk):
+            end = min(begin + self.prefill_chunk, longest)
+            counts = [min(max(len(row) - begin, 0), end - begin) for row in rows]
+            chunk = self.model(padded[:, begin:end], self.cache, counts, last=True)
+            if logits is None or min(counts) > 0:
+                logits = chunk
+            else:  # rows that ended in an earlier chunk keep what they had
+                more = torch.tensor([count > 0 for count in counts], device=self._device)
+                logits = torch.where(more[:, None], chunk, logits)
+        assert logits is not None
+        return logits
+
+    def _step(self, sampling: Sampling) -> None:
+        """Reads the last token and draws the next, all on the device: what a graph captures."""
+        logits = self.model.decode(self._token, self.cache)
+        sampling.draw_(self._token, logits, self._random)
+
+    def _advance(self, sampling: Sampling, step: int) -> None:
+        if self.graph:
+            self.cache.reserve(1)
+            self._graphs[sampling].replay()
+            self.cache.advance_host()
+        else:
+            logits = self.model(self._token, self.cache, last=True)
+            sampling.draw_(self._token, logits, self._random)
+        self._send(step)
+
+    def _send(self, step: int) -> None:
+        """Starts the copy of a step's tokens to the host."""
+        self._read[step].copy_(self._token, non_blocking=True)
+        if self._device.type == "cuda":
+            if step == len(self._events):
+                self._events.append(torch.cuda.Event())
+            self._events[step].record()
+
+    def _receive(
+        self,
+        step: int,
+        output: list[list[int]],
+        stop: frozenset[int],
+        on_token: Callable[[int, int], None] | None,
+    ) -> bool:
+        """Waits for a step's tokens and hands them out; whether every row has ended."""
+        if self._device.type == "cuda":
+            self._events[step].synchronize()
+        running = False
+        for index, (row, (token,)) in enumerate(
+            zip(output, self._read[step].tolist(), strict=True)
+        ):
+            if row and row[-1] in stop:
+                continue
+            row.append(token)
+            running = running or token not in stop
+            if on_token is not None:
+                on_token(index, token)
+        return not running
+
+    def _capture(self, sampling: Sampling) -> torch.cuda.CUDAGraph:
+        """A graph of one step; its warm-up writes to a cache that is reset before it counts."""
+        self.cache.reset()
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP_CALLS):
+                self._step(sampling)
+                self.cache.reset()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._random)
+        with torch.cuda.graph(graph):
+            self._step(sampling)
+        return graph
+
+
+def generate(
+    model: Decoder,
+    prompts: Sequence[Sequence[int] | Tensor],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Collection[int] = (),
+    seed: int = 0,
+    on_token: Callable[[int, int], None] | None = None,
+    graph: bool | None = None,
+) -> list[list[int]]:
+    """New tokens for each prompt; a `Generator` made for this call.
+
+    To generate more than once, make a `Generator` and keep it: its cache and its graph stay.
+
+    Args:
+        model: a `GPT` or a `Llama`.
+        prompts: one sequence of token numbers a row; lengths may differ.
+        max_new_tokens: of each row, at most.
+        temperature: 0 is greedy.
+        top_k: only the k likeliest tokens may come.
+        top_p: only the likeliest tokens that together reach this probability may come.
+        stop_tokens: a row ends with the first of these (which it includes).
+        seed: of what is drawn; the same seed gives the same tokens.
+        on_token: called with (row, token) as each comes.
+        graph: whether to replay a CUDA graph; default on a GPU only.
+
+    Returns:
+        For each row the new tokens.
+
+    Raises:
+        ValueError: an argument is out of range; prompt and new tokens pass the model's context.
+    """
+    if not prompts:
+        raise ValueError("generate: prompts must have at least one row, got none")
+    sampling = Sampling(temperature, top_k, top_p)
+    capacity = max(len(prompt) for prompt in prompts) + max(1, max_new_tokens) - 1
+    generator = Generator(model, len(prompts), max(1, capacity), graph=graph)
+    return generator(
+        prompts,
+        max_new_tokens,
+        sampling=sampling,
+        stop_tokens=stop_tokens,
+        seed=seed,
+        on_token=on_token,
+    )

@@ -1,0 +1,1 @@
+"""Other libraries: flashint8.integrations.transformers."""
