@@ -2,6 +2,7 @@
 
 python benchmarks/attention_bench.py                       # the 12 small shapes
 python benchmarks/attention_bench.py --suite decode --device cuda
+python benchmarks/attention_bench.py --dtype float32,bfloat16,float16 --device cpu
 python benchmarks/attention_bench.py --shapes "1,12,1024,64;1,32,8,1,4096,128"
 """
 
@@ -21,22 +22,22 @@ from attention_cases import (
     suite,
 )
 from attention_peers import peers
-from ceilings import measure_ceilings
+from ceilings import READ, READ_BYTES, measure_ceilings, read_method, row_ceilings
 from environment import (
     add_common_arguments,
     add_package_to_path,
     buffers_past_cache,
     describe,
     dtype_name,
-    parse_dtype,
+    parse_dtypes,
     pick_device,
 )
 from harness import Budget, check, measure
 from method import CheckError, Method, Skipped
-from report import console, print_geometric_means, print_machine, print_rows, progress, save
+from report import Bar, console, print_machine, print_results, progress, save
 
 OURS = "flashint8"
-BUDGET_S = {"cuda": 40.0, "cpu": 90.0}
+BUDGET_S = {"cuda": 40.0, "cpu": 24.0}  # for each dtype
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -81,6 +82,7 @@ def time_case(
     dtype: torch.dtype,
     device: torch.device,
     outcome: dict[str, float | str],
+    ceilings: dict[str, Any],
     args: argparse.Namespace,
     seed: int,
     seconds: float,
@@ -94,15 +96,20 @@ def time_case(
             method.error = result
         ready.append(method)
     ready += [Skipped(n, o) for n, o in outcome.items() if isinstance(o, str)]
+    moved = dict.fromkeys(outcome, case.bytes_moved(dtype))
+    if case.decode and (read := read_method(device)):
+        ready.append(read)
+        moved[READ] = float(READ_BYTES[device.type])
     methods = measure(
         ready,
         device,
         iters=args.iters,
         seconds=seconds,
         flops=case.flops,
-        bytes_moved=dict.fromkeys(outcome, case.bytes_moved(dtype)),
+        bytes_moved=moved,
     )
-    return {"case": case.as_json(dtype), "methods": methods}
+    found = row_ceilings(ceilings, methods)
+    return {"case": case.as_json(dtype), "ceilings": found, "methods": methods}
 
 
 def case_columns(row: dict[str, Any]) -> dict[str, str]:
@@ -118,12 +125,45 @@ def own_columns(row: dict[str, Any]) -> dict[str, str]:
     ours, case = row["methods"][OURS], row["case"]
     peak = ours["peak_bytes"]
     decode = case["Tq"] == 1
-    rate = f"{ours['gb_s']:.0f}" if decode else f"{ours['tflops']:.3g}"
+    share = f"{100 * ours['gb_s'] / row['ceilings']['read_gb_s']:.0f}%"
     return {
-        "GB/s" if decode else "TFLOP/s": rate,
+        "% read" if decode else "TFLOP/s": share if decode else f"{ours['tflops']:.3g}",
         "error": f"{ours['error']:.1e}",
         "peak KiB": "-" if peak is None else f"{peak / 1024:.0f}",
     }
+
+
+def run_dtype(
+    cases: list[AttentionCase],
+    dtype: torch.dtype,
+    device: torch.device,
+    ceilings: dict[str, Any],
+    args: argparse.Namespace,
+    seconds: float,
+    bar: Bar,
+) -> list[dict[str, Any]]:
+    """The rows of one dtype: every case is checked before the first is timed.
+
+    Raises:
+        CheckError: our own output is wrong.
+    """
+    only = [p.strip() for p in args.peers.split(",")] if args.peers else None
+    task = bar.add_task(f"{dtype_name(dtype)}: checking against float64", total=len(cases))
+    outcomes = []
+    for i, case in enumerate(cases):
+        try:
+            outcomes.append(check_case(case, dtype, device, args.seed + i, only))
+        except CheckError as e:
+            raise CheckError(f"{e} at {case}, {dtype_name(dtype)}") from e
+        bar.advance(task)
+    budget = Budget(seconds, len(cases))
+    task = bar.add_task(f"{dtype_name(dtype)}: timing", total=len(cases))
+    rows = []
+    for i, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
+        share = budget.next_row()
+        rows.append(time_case(case, dtype, device, outcome, ceilings, args, args.seed + i, share))
+        bar.advance(task)
+    return rows
 
 
 def main() -> int:
@@ -131,35 +171,25 @@ def main() -> int:
     args = parse_arguments()
     add_package_to_path()
     device = pick_device(args.device)
-    dtype = parse_dtype(args.dtype, torch.float16 if device.type == "cuda" else torch.float32)
+    default = torch.float16 if device.type == "cuda" else torch.float32
+    dtypes = parse_dtypes(args.dtype, default)
     screen = console()
     cases = parse_shapes(args.shapes) if args.shapes else suite(args.suite, device.type)
-    only = [p.strip() for p in args.peers.split(",")] if args.peers else None
     environment = describe(device, args.seed)
-    rows = []
+    seconds = args.time_budget / len(dtypes) if args.time_budget else BUDGET_S[device.type]
+    rows: list[dict[str, Any]] = []
     with torch.inference_mode(), progress(screen) as bar:
-        task = bar.add_task("checking against float64", total=len(cases))
-        outcomes = []
-        for i, case in enumerate(cases):
-            try:
-                outcomes.append(check_case(case, dtype, device, args.seed + i, only))
-            except CheckError as e:
-                screen.print(f"[red]attention_bench: {e} at {case}; nothing was timed[/red]")
-                return 1
-            bar.advance(task)
-        ceilings = measure_ceilings(device, dtype)
-        budget = Budget(args.time_budget or BUDGET_S[device.type], len(cases))
-        task = bar.add_task("timing", total=len(cases))
-        for i, (case, outcome) in enumerate(zip(cases, outcomes, strict=True)):
-            seconds = budget.next_row()
-            rows.append(time_case(case, dtype, device, outcome, args, args.seed + i, seconds))
-            bar.advance(task)
+        ceilings = [measure_ceilings(device, dtype) for dtype in dtypes]
+        try:
+            for dtype, found in zip(dtypes, ceilings, strict=True):
+                rows += run_dtype(cases, dtype, device, found, args, seconds, bar)
+        except CheckError as e:
+            screen.print(f"[red]attention_bench: {e}; it was not timed[/red]")
+            return 1
     name = "shapes" if args.shapes else args.suite
     print_machine(screen, environment, ceilings)
-    title = f"causal attention, {name}, {dtype_name(dtype)}"
-    print_rows(screen, title, rows, OURS, case_columns, own_columns)
-    print_geometric_means(screen, rows, OURS)
-    save(args.out, "attention", name, environment, ceilings, rows, screen)
+    print_results(screen, f"causal attention, {name}", rows, OURS, case_columns, own_columns)
+    save(args.out, "attention", name, environment, ceilings[0], rows, screen)
     return 0
 
 

@@ -118,7 +118,7 @@ def main() -> int:
                 screen.print(f"[red]block_bench: {e} at {case}; it was not timed[/red]")
                 return 1
             bar.advance(task)
-    print_machine(screen, environment, ceilings)
+    print_machine(screen, environment, [ceilings])
     title = f"transformer block, {dtype_name(dtype)} (memory: ours / SDPA block / naive)"
     print_rows(screen, title, rows, OURS, case_columns, own_columns)
     print_geometric_means(screen, rows, OURS)

@@ -154,7 +154,9 @@ def pick_device(name: str | None) -> torch.device:
 def add_common_arguments(parser: argparse.ArgumentParser, out: str) -> None:
     """Arguments that every benchmark takes."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--dtype", help="float16, bfloat16 or float32 (default: see the README)")
+    parser.add_argument(
+        "--dtype", help="float16, bfloat16 or float32; attention and linear take several, commas"
+    )
     parser.add_argument(
         "--iters", type=int, default=100, help="rounds, a sample of every method each"
     )
@@ -172,6 +174,13 @@ def parse_dtype(name: str | None, default: torch.dtype) -> torch.dtype:
     if name not in ("float16", "bfloat16", "float32"):
         raise SystemExit(f"--dtype must be float16, bfloat16 or float32, got {name}")
     return getattr(torch, name)
+
+
+def parse_dtypes(names: str | None, default: torch.dtype) -> list[torch.dtype]:
+    """``--dtype`` of a benchmark that takes several: "float32,bfloat16,float16"."""
+    if names is None:
+        return [default]
+    return list(dict.fromkeys(parse_dtype(name.strip(), default) for name in names.split(",")))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

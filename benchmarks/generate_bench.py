@@ -221,7 +221,7 @@ def main() -> int:
                 return 1
             rows.append({"case": case, "methods": methods})
             bar.advance(task)
-    print_machine(screen, environment, ceilings)
+    print_machine(screen, environment, [ceilings])
     result = {"benchmark": "generate", "environment": environment, "rows": rows}
     if ours_of(rows) is not None:
         print_table(screen, result)

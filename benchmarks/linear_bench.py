@@ -13,26 +13,28 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ceilings import measure_ceilings
+from ceilings import READ, READ_BYTES, measure_ceilings, read_method, row_ceilings
 from environment import (
     add_common_arguments,
     add_package_to_path,
     describe,
     dtype_name,
-    parse_dtype,
+    parse_dtypes,
     pick_device,
 )
 from harness import Budget, check, measure
 from linear_peers import Bank, Weights, compiled_method, make_bank, make_weights, methods
 from method import CheckError, Method, Skipped
-from report import console, print_geometric_means, print_machine, print_rows, progress, save
+from report import Bar, console, print_machine, print_results, progress, save
 
 OURS = "flashint8"
-BUDGET_S = {"cuda": 70.0, "cpu": 150.0}
+BUDGET_S = {"cuda": 70.0, "cpu": 60.0}  # for each dtype, and no more than this a row:
+ROW_S = {"cuda": 1.75, "cpu": 5.0}
 GPT2 = [(768, 768), (2304, 768), (3072, 768), (768, 3072)]
 LLAMA = [(4096, 4096), (11008, 4096), (4096, 11008), (14336, 4096)]
 ALL_M = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
-CPU_M = [1, 4, 16, 64, 256]
+CPU_M = [1, 2, 4, 16, 64, 256]
+CPU_SHAPES = [(4096, 4096), (11008, 4096)]
 QUICK = ([(768, 768), (4096, 4096)], [1, 16, 256])
 CHECKED_ROWS = 64  # of x: a larger M is checked on a sample
 
@@ -41,8 +43,13 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     add_common_arguments(parser, "results/linear.json")
-    parser.add_argument("--shapes", help="NxK,NxK,... (default: GPT-2's, Llama-7B's, 14336x4096)")
-    parser.add_argument("--m", help="values of M, commas between (default: 1 to 4096)")
+    parser.add_argument(
+        "--shapes",
+        help="NxK,NxK,... (default: GPT-2's, Llama-7B's, 14336x4096; on a CPU only two of them)",
+    )
+    parser.add_argument(
+        "--m", help="values of M, commas between (default: 1 to 4096; on a CPU to 256)"
+    )
     parser.add_argument("--quick", action="store_true", help="two shapes, three values of M")
     parser.add_argument("--peers", help="names of peers to run, commas between (default: all)")
     parser.add_argument(
@@ -107,19 +114,25 @@ def check_all(bank: Bank, w: Weights, m: int, seed: int, compiled: Method | None
     if compiled:
         candidates.append(compiled)
     error, limit = linear_error(w, x, seed)
-    checked = check([c for c in candidates if c.name != "torch_dynamic_int8"], error, limit)
-    # Eight-bit activations and one scale for the whole weight: its error is for the table only.
-    coarse = [c for c in candidates if c.name == "torch_dynamic_int8"]
+    # Eight-bit activations and one scale for the whole weight, or another dtype than x has: these
+    # errors are for the table only.
+    coarse = [c for c in candidates if c.name.startswith(("torch_dynamic_int8", "torch_linear_"))]
+    checked = check([c for c in candidates if c not in coarse], error, limit)
     checked += check(coarse, error, 1e3 * limit)
     return [*checked, *(f for f in found if isinstance(f, Skipped))]
 
 
-def own_columns(row: dict[str, Any], ceilings: dict[str, Any]) -> dict[str, str]:
+def case_columns(row: dict[str, Any]) -> dict[str, str]:
+    """The shape in the table."""
+    return {"N x K": f"{row['case']['N']}x{row['case']['K']}", "M": str(row["case"]["M"])}
+
+
+def own_columns(row: dict[str, Any]) -> dict[str, str]:
     """Our bandwidth, its share of the ceiling, rate and error in the table."""
     ours = row["methods"][OURS]
     return {
         "GB/s": f"{ours['gb_s']:.0f}",
-        "% read": f"{100 * ours['gb_s'] / ceilings['read_gb_s']:.0f}%",
+        "% read": f"{100 * ours['gb_s'] / row['ceilings']['read_gb_s']:.0f}%",
         "TFLOP/s": f"{ours['tflops']:.3g}",
         "error": f"{ours['error']:.1e}",
     }
@@ -129,6 +142,7 @@ def run_shape(
     w: Weights,
     values: list[int],
     args: argparse.Namespace,
+    ceilings: dict[str, Any],
     budget: Budget,
     tick: Callable[[], None],
 ) -> list[dict[str, Any]]:
@@ -148,8 +162,12 @@ def run_shape(
             checked.append(Skipped("torch_compile_int8", "not asked for at this M"))
         ready.append(checked)
     rows = []
+    read = read_method(device)
     for m, checked in zip(values, ready, strict=True):
         moved = {e.name: bytes_moved(e, m, w) for e in checked if isinstance(e, Method)}
+        if read:
+            checked.append(read)
+            moved[READ] = float(READ_BYTES[device.type])
         timed = measure(
             checked,
             device,
@@ -159,9 +177,39 @@ def run_shape(
             bytes_moved=moved,
         )
         case = {"M": m, "N": w.n, "K": w.k, "dtype": dtype_name(w.dtype)}
-        rows.append({"case": case, "methods": timed})
+        rows.append({"case": case, "ceilings": row_ceilings(ceilings, timed), "methods": timed})
         tick()
     return rows
+
+
+def run_dtype(
+    dtype: torch.dtype,
+    device: torch.device,
+    shapes: list[tuple[int, int]],
+    values: list[int],
+    args: argparse.Namespace,
+    bar: Bar,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The ceilings in one dtype, and its rows.
+
+    Raises:
+        CheckError: our own output is wrong.
+    """
+    ceilings = measure_ceilings(device, dtype)
+    count = len(shapes) * len(values)
+    task = bar.add_task(f"INT8 linear, {dtype_name(dtype)}", total=count)
+    seconds = min(BUDGET_S[device.type], count * ROW_S[device.type])
+    budget = Budget(args.time_budget or seconds, count)
+    rows: list[dict[str, Any]] = []
+    for n, k in shapes:
+        weights = make_weights(n, k, dtype, device, args.seed)
+        try:
+            rows += run_shape(weights, values, args, ceilings, budget, lambda: bar.advance(task))
+        except CheckError as e:
+            raise CheckError(f"{e} at N {n}, K {k}, {dtype_name(dtype)}") from e
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return ceilings, rows
 
 
 def main() -> int:
@@ -170,40 +218,32 @@ def main() -> int:
     add_package_to_path()
     device = pick_device(args.device)
     cuda = device.type == "cuda"
-    dtype = parse_dtype(args.dtype, torch.float16 if cuda else torch.bfloat16)
-    shapes = parse_shapes(args.shapes) if args.shapes else GPT2 + LLAMA
+    dtypes = parse_dtypes(args.dtype, torch.float16 if cuda else torch.bfloat16)
+    shapes = GPT2 + LLAMA if cuda else CPU_SHAPES
+    if args.shapes:
+        shapes = parse_shapes(args.shapes)
     values = [int(m) for m in args.m.split(",")] if args.m else (ALL_M if cuda else CPU_M)
     if args.quick:
         shapes, values = QUICK
+    if args.time_budget:
+        args.time_budget /= len(dtypes)
     screen = console()
     environment = describe(device, args.seed)
+    ceilings: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(), progress(screen) as bar:
-        ceilings = measure_ceilings(device, dtype)
-        count = len(shapes) * len(values)
-        task = bar.add_task("INT8 linear", total=count)
-        budget = Budget(args.time_budget or BUDGET_S[device.type] * min(1.0, count / 40), count)
-        for n, k in shapes:
-            weights = make_weights(n, k, dtype, device, args.seed)
-            try:
-                rows += run_shape(weights, values, args, budget, lambda: bar.advance(task))
-            except CheckError as e:
-                screen.print(f"[red]linear_bench: {e} at N {n}, K {k}; it was not timed[/red]")
-                return 1
-            if cuda:
-                torch.cuda.empty_cache()
+        try:
+            for dtype in dtypes:
+                found, part = run_dtype(dtype, device, shapes, values, args, bar)
+                ceilings.append(found)
+                rows += part
+        except CheckError as e:
+            screen.print(f"[red]linear_bench: {e}; it was not timed[/red]")
+            return 1
     suite = "quick" if args.quick else ("shapes" if args.shapes or args.m else "full")
     print_machine(screen, environment, ceilings)
-    print_rows(
-        screen,
-        f"INT8 weight-only linear, {dtype_name(dtype)} activations",
-        rows,
-        OURS,
-        lambda row: {"N x K": f"{row['case']['N']}x{row['case']['K']}", "M": str(row["case"]["M"])},
-        lambda row: own_columns(row, ceilings),
-    )
-    print_geometric_means(screen, rows, OURS)
-    save(args.out, "linear", suite, environment, ceilings, rows, screen)
+    print_results(screen, "INT8 weight-only linear", rows, OURS, case_columns, own_columns)
+    save(args.out, "linear", suite, environment, ceilings[0], rows, screen)
     return 0
 
 

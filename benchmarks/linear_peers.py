@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from environment import buffers_past_cache
+from environment import buffers_past_cache, dtype_name
 from method import Method, Skipped
 from torch import nn
 
@@ -52,6 +52,9 @@ def make_weights(n: int, k: int, dtype: torch.dtype, device: torch.device, seed:
     return Weights(quantized, scale, dtype)
 
 
+# nn.Linear is a peer in each of them: which one is fastest depends on the CPU and on M.
+CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
 Layer = Callable[[torch.Tensor], torch.Tensor]
 Maker = Callable[[Weights], Layer]
 
@@ -71,6 +74,11 @@ def torch_linear(w: Weights) -> Layer:
     layer = nn.Linear(w.k, w.n, bias=False, device="meta", dtype=w.dtype)
     layer.weight = nn.Parameter(w.dequantized(), requires_grad=False)
     return layer.eval()
+
+
+def linear_of(dtype: torch.dtype) -> Maker:
+    """nn.Linear with the same weights in this dtype; x is converted beforehand, untimed."""
+    return lambda w: torch_linear(Weights(w.quantized, w.scale, dtype))
 
 
 def unfused(w: Weights) -> Layer:
@@ -128,6 +136,9 @@ def make_bank(w: Weights, device: torch.device, only: Sequence[str] | None) -> B
         "unfused": (unfused, 1),
     }
     if device.type == "cpu":
+        for dtype in CPU_DTYPES:
+            if dtype != w.dtype:
+                makers[f"torch_linear_{dtype_name(dtype)}"] = (linear_of(dtype), dtype.itemsize)
         makers["torch_int8pack"] = (torch_int8pack, 1)
         makers["torch_dynamic_int8"] = (torch_dynamic_int8, 1)
     bank = Bank({}, {}, {})
@@ -159,6 +170,9 @@ def methods(bank: Bank, x: torch.Tensor) -> list[Method | Skipped]:
         given = x
         if name == "torch_dynamic_int8":
             given, note = x.float(), "8-bit activations too; float32 in and out"
+        for dtype in CPU_DTYPES:
+            if name == f"torch_linear_{dtype_name(dtype)}":
+                given, note = x.to(dtype), f"{dtype_name(dtype)} in and out"
         found.append(
             Method(
                 name,

@@ -17,13 +17,14 @@ def peak_bytes(method: Method, device: torch.device) -> int | None:
     """Most bytes of torch's allocator that one call holds at once, beyond what was there before.
 
     CUDA: the caching allocator's own counters. CPU: the allocation events of torch's profiler,
-    summed in order. Scratch that a kernel takes straight from malloc is in neither.
+    summed in order; the method has run before, when it was checked. Scratch that a kernel takes
+    straight from malloc is in neither.
 
     Returns:
         Bytes, or None where the profiler recorded no allocation at all.
     """
-    method.call()
     if device.type == "cuda":
+        method.call()
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)

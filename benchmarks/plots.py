@@ -5,7 +5,8 @@
     python benchmarks/plots.py --tables   # tables only (needs no matplotlib)
 
 Results in ``results/reference/<device>/`` give ``docs/plots/<device>-<name>.svg``; those in
-``results/`` itself, from a run here, give ``results/plots/<name>.svg``.
+``results/`` itself, from a run here, give ``results/plots/<name>.svg``. Several dtypes give a plot
+each, with ``-<dtype>`` at the end of its name.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import generate_tables
-from report import best_key, p50
-from tables import Result, case_cells, load, ours_of, rewrite, timed_methods, title
+from report import best_key, ceilings_of, p50
+from tables import Result, case_cells, dtypes_of, load, ours_of, rewrite, timed_methods, title
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "results" / "reference"
@@ -32,6 +33,9 @@ COLORS = {
     "sdpa_default": "#5aa9c9",
     "naive": "#888888",
     "torch_linear": "#0057a8",
+    "torch_linear_float32": "#5aa9c9",
+    "torch_linear_bfloat16": "#6aa84f",
+    "torch_linear_float16": "#6aa84f",
     "unfused": "#888888",
     "torch_compile_int8": "#6aa84f",
     "torch_int8pack": "#8e63b0",
@@ -176,18 +180,21 @@ def plot_linear(result: Result, plt: Any) -> Any:
     key = best_key(result["rows"])
     shapes = dict.fromkeys((r["case"]["N"], r["case"]["K"]) for r in result["rows"])
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
-    read = result["ceilings"]["read_gb_s"]
     for i, (n, k) in enumerate(shapes):
         rows = [r for r in result["rows"] if (r["case"]["N"], r["case"]["K"]) == (n, k)]
         color = plt.get_cmap("viridis")(i / max(1, len(shapes)))
         points = [
-            (r["case"]["M"], p50(r["methods"], "torch_linear", key), r["methods"]["flashint8"])
+            (r["case"]["M"], p50(r["methods"], "torch_linear", key), r["methods"]["flashint8"], r)
             for r in rows
         ]
-        ms = [m for m, linear, _ in points if linear]
-        ratios = [linear / own[key]["p50"] for _, linear, own in points if linear]
+        ms = [m for m, linear, _, _ in points if linear]
+        ratios = [linear / own[key]["p50"] for _, linear, own, _ in points if linear]
         left.plot(ms, ratios, "o-", color=color, lw=1, ms=3, label=f"{n} x {k}")
-        few = [(m, 100 * own["gb_s"] / read) for m, _, own in points if m <= 64]
+        few = [
+            (m, 100 * own["gb_s"] / ceilings_of(result, row)["read_gb_s"])
+            for m, _, own, row in points
+            if m <= 64
+        ]
         right.plot(*zip(*few, strict=True), "o-", color=color, lw=1, ms=3)
     left.axhline(1.0, color="black", lw=1)
     left.set_ylabel("times faster than nn.Linear")
@@ -200,6 +207,18 @@ def plot_linear(result: Result, plt: Any) -> Any:
     left.legend(fontsize=7, title="N x K", title_fontsize=7)
     figure.suptitle(f"INT8 linear: {subtitle(result)}", fontsize=9)
     return figure
+
+
+def by_dtype(result: Result) -> dict[str, Result]:
+    """A result for each dtype, under what its plot's name ends with."""
+    dtypes = dtypes_of(result["rows"]) if result["benchmark"] != "trace" else []
+    if len(dtypes) < 2:
+        return {"": result}
+    parts = {d: [r for r in result["rows"] if r["case"]["dtype"] == d] for d in dtypes}
+    return {
+        f"-{dtype}": {**result, "rows": rows, "ceilings": ceilings_of(result, rows[0])}
+        for dtype, rows in parts.items()
+    }
 
 
 def plot(result: Result, plt: Any) -> Any | None:
@@ -235,13 +254,15 @@ def write_plots(screen: Callable[[str], None]) -> None:
         return
     plt = pyplot()
     for path, target in jobs:
-        figure = plot(load(path), plt)
-        if figure is None:
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, bbox_inches="tight", metadata={"Date": None})
-        plt.close(figure)
-        screen(f"written: {target.relative_to(ROOT)}")
+        for ending, result in by_dtype(load(path)).items():
+            figure = plot(result, plt)
+            if figure is None:
+                continue
+            file = target.with_name(f"{target.stem}{ending}.svg")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(file, bbox_inches="tight", metadata={"Date": None})
+            plt.close(figure)
+            screen(f"written: {file.relative_to(ROOT)}")
 
 
 def documents() -> list[Path]:

@@ -102,6 +102,11 @@ def best_peer(methods: Row, ours: str, key: str) -> float | None:
     return min((t for t in times if t), default=None)
 
 
+def ceilings_of(result: Row, row: Row) -> Row:
+    """What the machine could do when a row was timed: the row's own figures before the run's."""
+    return {**result["ceilings"], **row.get("ceilings", {})}
+
+
 def geometric_mean(values: Sequence[float]) -> float:
     """Geometric mean of positive numbers."""
     return math.exp(sum(math.log(v) for v in values) / len(values))
@@ -211,15 +216,30 @@ def skipped(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
     return found
 
 
-def print_machine(screen: Console, environment: Row, ceilings: Row) -> None:
-    """One line on the machine, one on its ceilings."""
+def print_results(
+    screen: Console,
+    title: str,
+    rows: Sequence[Row],
+    ours: str,
+    case_columns: Callable[[Row], dict[str, str]],
+    own_columns: Callable[[Row], dict[str, str]],
+) -> None:
+    """For each dtype a table of rows and one of means."""
+    for dtype in dict.fromkeys(row["case"]["dtype"] for row in rows):
+        part = [row for row in rows if row["case"]["dtype"] == dtype]
+        print_rows(screen, f"{title}, {dtype}", part, ours, case_columns, own_columns)
+        print_geometric_means(screen, part, ours)
+
+
+def print_machine(screen: Console, environment: Row, ceilings: Sequence[Row]) -> None:
+    """One line on the machine, one on each of its ceilings."""
     cuda = f", CUDA {environment['cuda']}" if environment["cuda"] else ""
     threads = "" if environment["driver"] else f", {environment['threads']} threads"
     screen.print(f"{environment['device']}{threads}, torch {environment['torch']}{cuda}")
-    if ceilings:
+    for found in ceilings:
         screen.print(
-            f"ceilings measured now: read {ceilings['read_gb_s']:.0f} GB/s, "
-            f"matmul {ceilings['matmul_tflops']:.3g} TFLOP/s ({ceilings['matmul_dtype']})"
+            f"ceilings measured now: read {found['read_gb_s']:.0f} GB/s, "
+            f"matmul {found['matmul_tflops']:.3g} TFLOP/s ({found['matmul_dtype']})"
         )
 
 

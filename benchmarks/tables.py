@@ -2,7 +2,8 @@
 
 A region between ``<!-- table:NAME [words] -->`` and ``<!-- /table -->`` is replaced by the table
 of ``results/reference/NAME.json`` (NAME is "<device>/<file>"). Words: ``summary`` for geometric
-means only, ``M=1,16`` to keep rows whose case has one of these values.
+means only, ``M=1,16`` or ``dtype=bfloat16`` to keep rows whose case has one of these values.
+Where several dtypes are left, rows name theirs, and means have a column each.
 
     python benchmarks/tables.py FILE...    # a digest of results: ours, the best peer, the means
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import generate_tables
 import quality_tables
-from report import best_key, best_peer, format_us, geometric_mean, p50, speedups
+from report import best_key, best_peer, ceilings_of, format_us, geometric_mean, p50, speedups
 
 REGION = re.compile(
     r"(<!-- table:(?P<name>\S+)(?P<words>[^>]*?) -->\n)(?P<body>.*?)(<!-- /table -->)", re.DOTALL
@@ -33,6 +34,9 @@ TITLES = {
     "sdpa_default": "SDPA default",
     "naive": "naive",
     "torch_linear": "nn.Linear",
+    "torch_linear_float32": "nn.Linear float32",
+    "torch_linear_bfloat16": "nn.Linear bfloat16",
+    "torch_linear_float16": "nn.Linear float16",
     "unfused": "dequantise, then multiply",
     "torch_compile_int8": "torch.compile int8",
     "torch_int8pack": "torch int8pack",
@@ -41,6 +45,8 @@ TITLES = {
     "sdpa_block": "SDPA block",
     "optimized_mini_block": "flashint8 block",
 }
+
+BEST = "the best of them in each row"
 
 Result = dict[str, Any]
 
@@ -67,6 +73,11 @@ def timed_methods(rows: Sequence[Result]) -> list[str]:
     """Methods that ran in at least one row, in their order."""
     names = dict.fromkeys(n for r in rows for n, m in r["methods"].items() if "skipped" not in m)
     return list(names)
+
+
+def dtypes_of(rows: Sequence[Result]) -> list[str]:
+    """The dtypes of the cases, in their order."""
+    return list(dict.fromkeys(row["case"]["dtype"] for row in rows if "dtype" in row["case"]))
 
 
 def filter_rows(rows: Sequence[Result], words: Sequence[str]) -> list[Result]:
@@ -101,7 +112,7 @@ def extra_cells(result: Result, row: Result, ours: str) -> dict[str, str]:
     """Rate, share of the ceiling, memory and error of our method."""
     own, case = row["methods"][ours], row["case"]
     cells: dict[str, str] = {}
-    read = result["ceilings"].get("read_gb_s")
+    read = ceilings_of(result, row).get("read_gb_s")
     bandwidth = result["benchmark"] == "linear" or case.get("Tq") == 1
     if bandwidth and own.get("gb_s") and read:
         cells["% of read bandwidth"] = f"{100 * own['gb_s'] / read:.0f}%"
@@ -125,7 +136,10 @@ def table_of_rows(result: Result, words: Sequence[str]) -> str:
     ours, key = ours_of(result), best_key(rows)
     peers = [n for n in timed_methods(rows) if n != ours]
     unit = "us" if key == "graph_us" else "us, host included"
+    several = len(dtypes_of(rows)) > 1
     header = [*case_cells(result, rows[0]["case"]), f"{title(ours)}, {unit}"]
+    if several:
+        header.insert(0, "dtype")
     if key == "graph_us":
         header.append("eager, us")
     header += [*extra_cells(result, rows[0], ours), *(title(p) for p in peers)]
@@ -133,7 +147,8 @@ def table_of_rows(result: Result, words: Sequence[str]) -> str:
     for row in rows:
         methods = row["methods"]
         mine = p50(methods, ours, key)
-        line = [*case_cells(result, row["case"]).values(), f"**{format_us(mine)}**"]
+        line = [row["case"]["dtype"]] if several else []
+        line += [*case_cells(result, row["case"]).values(), f"**{format_us(mine)}**"]
         if key == "graph_us":
             line.append(format_us(p50(methods, ours, "eager_us")))
         line += extra_cells(result, row, ours).values()
@@ -148,23 +163,25 @@ def table_of_rows(result: Result, words: Sequence[str]) -> str:
 def table_of_means(result: Result, words: Sequence[str]) -> str:
     """Times faster than each peer: geometric mean and smallest, device and eager time."""
     rows = filter_rows(result["rows"], words)
-    ours = ours_of(result)
-    keys = ["graph_us", "eager_us"] if best_key(rows) == "graph_us" else ["eager_us"]
-    heads = {"graph_us": "CUDA graph", "eager_us": "eager, host included"}
-    found = {key: speedups(rows, ours, key) for key in keys}
+    ours, dtypes = ours_of(result), dtypes_of(rows)
+    kinds = {"graph_us": "CUDA graph", "eager_us": "eager, host included"}
+    keys = list(kinds) if best_key(rows) == "graph_us" else ["eager_us"]
+    found: dict[str, dict[str, list[float]]] = {}  # by the head of the column, then by peer
     for key in keys:
-        pairs = [(p50(r["methods"], ours, key), best_peer(r["methods"], ours, key)) for r in rows]
-        found[key]["the best of them in each row"] = [b / a for a, b in pairs if a and b]
+        for dtype in dtypes:
+            part = [row for row in rows if row["case"]["dtype"] == dtype]
+            own = [p50(r["methods"], ours, key) for r in part]
+            best = [best_peer(r["methods"], ours, key) for r in part]
+            column = speedups(part, ours, key)
+            column[BEST] = [b / a for a, b in zip(own, best, strict=True) if a and b]
+            found[f"{dtype}, {kinds[key]}" if len(dtypes) > 1 else kinds[key]] = column
+    names = dict.fromkeys(n for column in found.values() for n in column if n != BEST)
     lines = []
-    for name in dict.fromkeys(n for values in found.values() for n in values):
-        line = [title(name)]
-        for key in keys:
-            values = found[key].get(name)
-            line.append(
-                f"{geometric_mean(values):.2f}x (at least {min(values):.2f}x)" if values else "-"
-            )
-        lines.append(line)
-    return markdown(["times faster than", *(heads[k] for k in keys)], lines)
+    for name in (*names, BEST):
+        cells = (column.get(name) for column in found.values())
+        texts = (f"{geometric_mean(v):.2f}x (at least {min(v):.2f}x)" if v else "-" for v in cells)
+        lines.append([title(name), *texts])
+    return markdown(["times faster than", *found], lines)
 
 
 def table_of_trace(result: Result) -> str:
@@ -190,20 +207,25 @@ def table_of_counters(result: Result) -> str:
     return markdown(["kernel", *(c.replace("_", " ") for c in columns)], lines)
 
 
-def origin(result: Result) -> str:
-    """Where the numbers come from."""
-    env, ceilings = result["environment"], result["ceilings"]
+def origin(result: Result, rows: Sequence[Result]) -> str:
+    """Where the numbers of these rows come from."""
+    env, found = result["environment"], [ceilings_of(result, row) for row in rows]
     parts = [env["device"]]
     if env["driver"]:
         parts.append(f"driver {env['driver']}")
     else:
         parts.append(f"{env['threads']} threads, {env['cpu_isa']}")
     parts.append(f"torch {env['torch']}")
-    if result["rows"]:
-        parts.append(result["rows"][0]["case"]["dtype"])
-    if ceilings:
-        rate = f"{ceilings['matmul_tflops']:.3g} TFLOP/s"
-        parts.append(f"ceilings: read {ceilings['read_gb_s']:.0f} GB/s, matmul {rate}")
+    dtypes = dtypes_of(rows)
+    parts += dtypes[:1] if len(dtypes) == 1 else []
+    if found and all(found):
+        least, most = (f"{f(c['read_gb_s'] for c in found):.0f}" for f in (min, max))
+        read = least if least == most else f"{least} to {most}"
+        rates = dict.fromkeys(
+            f"{c['matmul_tflops']:.3g} TFLOP/s" + (f" in {c['matmul_dtype']}" * (len(dtypes) > 1))
+            for c in found
+        )
+        parts.append(f"ceilings: read {read} GB/s, matmul {', '.join(rates)}")
     if env["git"]:
         parts.append(f"commit {env['git'][:10]}{' with changes' if env['dirty'] else ''}")
     if env.get("date"):
@@ -211,11 +233,11 @@ def origin(result: Result) -> str:
     return ", ".join(parts)
 
 
-def caption(result: Result) -> str:
+def caption(result: Result, rows: Sequence[Result]) -> str:
     """Where the numbers come from, and what they are."""
     key = best_key(result["rows"])
     how = "medians of CUDA-graph replays" if key == "graph_us" else "medians"
-    return f"<sub>{origin(result)}; {how}; in brackets: times our time.</sub>\n"
+    return f"<sub>{origin(result, rows)}; {how}; in brackets: times our time.</sub>\n"
 
 
 def render(path: Path, words: Sequence[str] = ()) -> str:
@@ -223,16 +245,19 @@ def render(path: Path, words: Sequence[str] = ()) -> str:
     result = load(path)
     if result["benchmark"] == "counters":
         note = "counters of Nsight Compute, one call of each kind"
-        return f"\n{table_of_counters(result)}\n<sub>{origin(result)}; {note}.</sub>\n\n"
+        text = origin(result, result["rows"])
+        return f"\n{table_of_counters(result)}\n<sub>{text}; {note}.</sub>\n\n"
     if result["benchmark"] == "trace":
         return f"\n{table_of_trace(result)}\n"
     for module in (quality_tables, generate_tables):
         if result["benchmark"] in module.BENCHMARKS:
             result["rows"] = filter_rows(result["rows"], words)
             table = markdown(*module.cells(result))
-            return f"\n{table}\n<sub>{origin(result)}; {module.note(result)}.</sub>\n\n"
+            text = origin(result, result["rows"])
+            return f"\n{table}\n<sub>{text}; {module.note(result)}.</sub>\n\n"
     rendered = table_of_means if "summary" in words else table_of_rows
-    return f"\n{rendered(result, words)}\n{caption(result)}\n"
+    text = caption(result, filter_rows(result["rows"], words))
+    return f"\n{rendered(result, words)}\n{text}\n"
 
 
 def rewrite(text: str, reference: Path) -> str:
@@ -266,10 +291,10 @@ def digest(result: Result) -> str:
         if mine is None or best is None:
             continue
         name = next(n for n in methods if n != ours and p50(methods, n, key) == best)
-        label = " ".join(f"{k}{v}" for k, v in case.items() if k not in ("dtype", "causal"))
+        label = " ".join(f"{k}{v}" for k, v in case.items() if k != "causal")
         eager = format_us(p50(methods, ours, "eager_us"))
         own = f"{format_us(mine)} (eager {eager})"
-        lines.append(f"  {label:36s} {own:24s} {name} {format_us(best)} {best / mine:.2f}x")
+        lines.append(f"  {label:52s} {own:24s} {name} {format_us(best)} {best / mine:.2f}x")
     lines.append(table_of_means(result, ()))
     return "\n".join(lines)
 

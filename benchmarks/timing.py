@@ -11,6 +11,10 @@ import torch
 from method import Method, reason
 
 MIN_ROUNDS = 5
+# A method one call of which takes longer than this is timed in the first of these rounds only:
+# three samples, and "samples" says so.
+SLOW_US = 50_000.0
+SLOW_ROUNDS = (0, 2, 4)
 # A replay holds as many calls as take this long eagerly: far above the 0.5 us of an event, and
 # the start of a graph is a small share.
 GRAPH_TARGET_US = 2000.0
@@ -24,7 +28,7 @@ def call_sequence(method: Method, count: int, offset: int = 0) -> list[Callable[
 
 
 def estimate_us(method: Method, device: torch.device) -> float:
-    """A first guess at the time of one eager call (after two warm-up calls)."""
+    """A first guess at the time of one eager call (after two to warm up, a slow one after one)."""
     best = math.inf
     with method.context():
         for i in range(4):
@@ -32,10 +36,11 @@ def estimate_us(method: Method, device: torch.device) -> float:
             start = time.perf_counter()
             method.calls[i % len(method.calls)]()
             synchronize(device)
+            taken = (time.perf_counter() - start) * 1e6
+            if i >= 1 and taken > SLOW_US:
+                return taken
             if i >= 2:
-                best = min(best, (time.perf_counter() - start) * 1e6)
-            elif (time.perf_counter() - start) > 2.0:
-                return (time.perf_counter() - start) * 1e6
+                best = min(best, taken)
     return best
 
 
@@ -54,11 +59,15 @@ def round_robin(names: Sequence[str], turn: int) -> list[str]:
 def time_eager(
     methods: Sequence[Method], device: torch.device, iters: int, seconds: float
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Host-included microseconds of one call, a sample a round; on CUDA the events' view too."""
-    counts = {
-        m.name: max(1, min(100, int(EAGER_TARGET_US[device.type] / estimate_us(m, device))))
-        for m in methods
-    }
+    """Host-included microseconds of one call, a sample a round; on CUDA the events' view too.
+
+    One cursor goes round the buffers for all methods, which may share them: none starts with what
+    the method before it left in the cache.
+    """
+    first_us = {m.name: estimate_us(m, device) for m in methods}
+    target = EAGER_TARGET_US[device.type]
+    counts = {name: max(1, min(100, int(target / us))) for name, us in first_us.items()}
+    cursor = 0
     by_name = {m.name: m for m in methods}
     wall: dict[str, list[float]] = {m.name: [] for m in methods}
     events: dict[str, list[float]] = {m.name: [] for m in methods}
@@ -70,8 +79,11 @@ def time_eager(
         if turn >= MIN_ROUNDS and time.perf_counter() - started > seconds:
             break
         for name in round_robin(list(by_name), turn):
+            if first_us[name] > SLOW_US and turn not in SLOW_ROUNDS:
+                continue
             count = counts[name]
-            sequence = call_sequence(by_name[name], count, offset=turn * count)
+            sequence = call_sequence(by_name[name], count, offset=cursor)
+            cursor += count
             with by_name[name].context():
                 synchronize(device)
                 if cuda:

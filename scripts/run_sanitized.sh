@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the CPU part under AddressSanitizer and UndefinedBehaviorSanitizer, into a folder of its
-# own, and runs the tests marked `sanitizer` on it. Arguments go to pytest. GCC only.
+# own, and runs the tests marked `sanitizer` on it, once for each instruction set that this machine
+# has. Arguments go to pytest. GCC only.
 set -eu
 PY=${PY:-python}
 CXX=${CXX:-c++}
@@ -17,4 +18,8 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONPATH=$lib
 # -P: the working directory, with the ordinary build in it, stays out of sys.path.
-exec "$PY" -P -m pytest -m sanitizer -p no:cacheprovider --durations=0 --durations-min=5 "$@"
+for isa in $("$PY" -P -c 'import flashint8; print(*flashint8._C.cpu_isa_supported())'); do
+  echo "flashint8: sanitized tests, $isa"
+  FLASHINT8_CPU_ISA=$isa "$PY" -P -m pytest -m sanitizer -p no:cacheprovider --durations=0 \
+    --durations-min=5 "$@"
+done

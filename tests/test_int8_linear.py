@@ -86,6 +86,40 @@ def test_long_k(device: str) -> None:
             linear_checked(x.abs(), weight.abs(), scale)
 
 
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("m", [1, 3, 6])
+@pytest.mark.parametrize("outlier", [30.0, 1e3, 3e4])
+def test_outliers(device: str, m: int, outlier: float) -> None:
+    """A row keeps its small values beside large ones, also where the large meet weights of 0."""
+    for dtype in dtypes_on(device):
+        x, weight, scale, bias = problem(m, 40, 300, dtype, device)
+        x[m // 2, 7] = outlier
+        weight[::2, 7] = 0
+        out = linear_checked(x, weight, scale, bias)
+        small = x.clone()
+        small[m // 2, 7] = 0
+        check_linear(out[:, ::2], small, weight[::2], scale[::2], bias[::2])  # type: ignore[index]
+
+
+@pytest.mark.sanitizer
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0.0, 1e-7])
+def test_rows_of_special_values(device: str, value: float) -> None:
+    """Infinity and NaN in a row stay in that row; rows of zeros or of tiny values are exact."""
+    for dtype in dtypes_on(device):
+        x, weight, scale, bias = problem(3, 40, 100, dtype, device)
+        weight[weight == 0] = 1
+        whole = math.isfinite(value)
+        x[1, slice(None) if whole else slice(5, 6)] = value
+        out = linear(x, weight, scale, bias)
+        keep = [0, 1, 2] if whole else [0, 2]
+        check_linear(out[keep], x[keep], weight, scale, bias)
+        if not whole:
+            expected = math.copysign(1.0, value) * weight[:, 5].sign().to(dtype) * math.inf
+            if math.isnan(value):
+                expected = torch.full_like(out[1], math.nan)
+            torch.testing.assert_close(out[1], expected, equal_nan=True)
+
+
 # ---- the promised tolerance ------------------------------------------------------------------
 
 

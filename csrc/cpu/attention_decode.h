@@ -13,7 +13,7 @@ namespace flashint8::cpu {
 namespace {
 
 constexpr int64_t kDecodeKeys = 128;
-constexpr int64_t kPrefetchKeys = 16;
+constexpr int64_t kDecodeAhead = 16 << 10;  // bytes of keys or values asked for in advance
 constexpr int64_t kDecodeRows = kLanes < 8 ? kLanes : 8;
 
 struct DecodeScratch {
@@ -30,12 +30,18 @@ struct DecodeScratch {
   int64_t total() const { return 2 * kDecodeRows * padded + (kDecodeKeys + kLanes) * kDecodeRows; }
 };
 
+// Whole rows of a cache, so that what is asked for is a row to come.
+FLASHINT8_INLINE int64_t decode_ahead(int64_t row_bytes) {
+  return round_up(kDecodeAhead, larger(1, row_bytes));
+}
+
 // scores[n][row] = q[row] . keys[n], for count keys; scores up to a whole vector are written too.
 template <int kRows, class T>
 void decode_scores(const T* keys, int64_t stride, int64_t count, int64_t head_dim,
                    const DecodeScratch& s) {
   constexpr int kKeys = kLanes / kRows;
   const int64_t whole = head_dim / kLanes * kLanes;
+  const int64_t ahead = decode_ahead(stride * static_cast<int64_t>(sizeof(T)));
   for (int64_t n = 0; n < count; n += kKeys) {
     const T* key[kKeys];
     Vec sum[kLanes];
@@ -43,7 +49,6 @@ void decode_scores(const T* keys, int64_t stride, int64_t count, int64_t head_di
     for (int j = 0; j < kKeys; ++j) key[j] = keys + smaller(n + j, count - 1) * stride;
     FLASHINT8_UNROLL
     for (int i = 0; i < kLanes; ++i) sum[i] = zero();
-    const int64_t ahead = kPrefetchKeys * stride * static_cast<int64_t>(sizeof(T));
     for (int j = 0; j < kKeys; ++j) {
       for (int64_t d = 0; d < head_dim; d += kCacheLine / static_cast<int64_t>(sizeof(T))) {
         prefetch(key[j] + d, ahead);
@@ -86,7 +91,7 @@ FLASHINT8_INLINE void decode_values(const T* values, int64_t stride, int64_t cou
     }
   }
   const T* value = values + d;
-  const int64_t ahead = kPrefetchKeys * stride * static_cast<int64_t>(sizeof(T));
+  const int64_t ahead = decode_ahead(stride * static_cast<int64_t>(sizeof(T)));
   for (int64_t n = 0; n < count; ++n, value += stride) {
     for (int64_t i = 0; i < kVectors * kLanes; i += kCacheLine / static_cast<int64_t>(sizeof(T))) {
       prefetch(value + i, ahead);

@@ -58,6 +58,15 @@ const std::vector<const Kernels*>& supported() {
   return list;
 }
 
+std::string isa_names(const char* separator) {
+  std::string joined;
+  for (const Kernels* kernels : supported()) {
+    if (!joined.empty()) joined += separator;
+    joined += kernels->name;
+  }
+  return joined;
+}
+
 // The choice, and why there is none.
 struct Selection {
   const Kernels* kernels = nullptr;
@@ -71,7 +80,7 @@ Selection select() {
     if (std::string(wanted) == kernels->name) return {kernels, ""};
   }
   return {nullptr,
-          std::string("FLASHINT8_CPU_ISA is ") + wanted + ", this machine runs " + isa_supported()};
+          std::string("FLASHINT8_CPU_ISA is ") + wanted + ", this machine runs " + isa_names(", ")};
 }
 
 }  // namespace
@@ -85,14 +94,7 @@ const Kernels& active_kernels() {
 const char* isa_name() { return active_kernels().name; }
 
 const char* isa_supported() {
-  static const std::string names = [] {
-    std::string joined;
-    for (const Kernels* kernels : supported()) {
-      if (!joined.empty()) joined += ",";
-      joined += kernels->name;
-    }
-    return joined;
-  }();
+  static const std::string names = isa_names(",");
   return names.c_str();
 }
 

@@ -19,18 +19,28 @@ int64_t rows_at_a_time(const Int8LinearParams& p, const Kernels& kernels) {
   return std::min(p.m, panels * kernels.gemm_rows);
 }
 
+constexpr int64_t kChannelUnit = 16;
+constexpr int64_t kStreamBytes = 256 << 10;  // of the weight, that a thread should read in one go
+
 // Rows of the weight in a piece: small enough that threads finish together.
-int64_t channels_of_piece(const Int8LinearParams& p, int64_t most, int64_t unit, int num_threads) {
-  const int64_t even = p.n / (8 * num_threads) / unit * unit;
-  return std::clamp(even, unit, most);
+int64_t gemm_channels(const Int8LinearParams& p, int64_t most, int num_threads) {
+  const int64_t even = p.n / (8 * num_threads) / kChannelUnit * kChannelUnit;
+  return std::clamp(even, kChannelUnit, most);
+}
+
+// The same where the time is that of reading the weight: a piece for each thread, or several where
+// even then each is long.
+int64_t gemv_channels(const Int8LinearParams& p, int num_threads) {
+  const int64_t each = std::clamp<int64_t>(p.n * p.k / num_threads / kStreamBytes, 1, 8);
+  const int64_t pieces = each * num_threads;
+  return (p.n + pieces * kChannelUnit - 1) / (pieces * kChannelUnit) * kChannelUnit;
 }
 
 void multiply_rows(const Int8LinearParams& p, const CpuThreads& threads, const Kernels& kernels,
                    int64_t m_begin, int64_t m_count) {
   const bool gemv = m_count <= kernels.gemv_rows;
-  const int64_t channels =
-      gemv ? channels_of_piece(p, 256, 16, threads.num_threads)
-           : channels_of_piece(p, kernels.gemm_n_block, 16, threads.num_threads);
+  const int64_t channels = gemv ? gemv_channels(p, threads.num_threads)
+                                : gemm_channels(p, kernels.gemm_n_block, threads.num_threads);
   const int64_t pieces = (p.n + channels - 1) / channels;
   const int64_t packed_size = aligned_floats(kernels.packed_x_size(p, m_count));
   const int64_t per_worker = gemv ? 0 : aligned_floats(kernels.gemm_scratch(p, m_count));

@@ -4,8 +4,8 @@
 #include "attention_decode.h"
 #include "attention_prefill.h"
 #include "decoder_rows.h"
+#include "int8_linear_digits.h"
 #include "int8_linear_gemm.h"
-#include "int8_linear_gemv.h"
 #include "quantize_rows.h"
 
 namespace flashint8::cpu {
@@ -59,8 +59,8 @@ void run_combine(const AttentionParams& p, const AttentionWork& work, int64_t sp
 }
 
 int64_t packed_x_size_of(const Int8LinearParams& p, int64_t m_count) {
-  if (m_count <= kGemvRows) return m_count * gemv_row_size(p.k);
   return with_type(p.dtype, [&](auto x) {
+    if (m_count <= kGemvRows) return packed_few_size<decltype(x)>(p, m_count);
     return round_up(m_count, kPanelRows) * packed_cells<typename DotFor<decltype(x)>::type>(p.k);
   });
 }
@@ -70,7 +70,7 @@ void run_pack_x(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, flo
   with_type(p.dtype, [&](auto x) {
     using T = decltype(x);
     if (m_count <= kGemvRows) {
-      pack_x_gemv<T>(p, m_begin, packed, begin, end);
+      pack_x_few<T>(p, m_begin, m_count, packed);
     } else {
       pack_x_gemm<typename DotFor<T>::type, T>(p, m_begin, m_count, packed, begin, end);
     }
@@ -82,7 +82,7 @@ int64_t gemm_scratch_of(const Int8LinearParams&, int64_t m_count) {
 }
 
 void run_gemv(const Int8LinearParams& p, const LinearWork& work) {
-  with_type(p.dtype, [&](auto x) { linear_gemv<decltype(x)>(p, work); });
+  with_type(p.dtype, [&](auto x) { linear_few<decltype(x)>(p, work); });
 }
 
 void run_gemm(const Int8LinearParams& p, const LinearWork& work, float* scratch) {

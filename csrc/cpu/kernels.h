@@ -58,7 +58,8 @@ struct Kernels {
   int64_t gemm_rows;     // rows of x one lane block holds
   int64_t gemm_n_block;  // rows of the weight one piece holds at most
   int64_t (*packed_x_size)(const Int8LinearParams& params, int64_t m_count);
-  // Packs rows [begin, end) of those m_count rows; begin is a multiple of pack_rows.
+  // Packs rows [begin, end) of those m_count rows; begin is a multiple of pack_rows. Up to
+  // gemv_rows rows are packed by one call.
   void (*pack_x)(const Int8LinearParams& params, int64_t m_begin, int64_t m_count, float* packed,
                  int64_t begin, int64_t end);
   int64_t pack_rows;

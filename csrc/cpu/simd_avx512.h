@@ -217,5 +217,44 @@ FLASHINT8_INLINE Vec load_int8_pairs_partial(const int8_t* p, int64_t n) {
 }
 #endif
 
+#ifdef __AVX512VNNI__
+#define FLASHINT8_HAS_INT8_DOT 1
+using IntVec = __m512i;
+constexpr int64_t kIntBytes = 64;
+FLASHINT8_INLINE IntVec int_zero() { return _mm512_setzero_si512(); }
+FLASHINT8_INLINE IntVec int_add(IntVec a, IntVec b) { return _mm512_add_epi32(a, b); }
+FLASHINT8_INLINE IntVec load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+FLASHINT8_INLINE IntVec load_bytes_partial(const int8_t* p, int64_t n) {  // n < 64
+  return _mm512_maskz_loadu_epi8((uint64_t{1} << n) - 1, p);
+}
+FLASHINT8_INLINE void store_bytes(void* p, IntVec v) { _mm512_storeu_si512(p, v); }
+// Each signed byte plus 128, as an unsigned one.
+FLASHINT8_INLINE IntVec plus_128(IntVec bytes) {
+  return _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(0x80)));
+}
+// acc lane += the sum of the products of its four bytes, those of a unsigned, of b signed.
+FLASHINT8_INLINE IntVec byte_dot(IntVec acc, IntVec a, IntVec b) {
+  return _mm512_dpbusd_epi32(acc, a, b);
+}
+FLASHINT8_INLINE IntVec times_minus_128(IntVec v) {
+  return _mm512_sub_epi32(int_zero(), _mm512_slli_epi32(v, 7));
+}
+// Adds the exponents of what is not 0 in v, and counts it.
+FLASHINT8_INLINE void add_exponents(Vec v, Vec* exponents, Vec* count) {
+  const __mmask16 some = _mm512_cmp_ps_mask(v, zero(), _CMP_NEQ_UQ);
+  *exponents = _mm512_mask_add_ps(*exponents, some, *exponents, _mm512_getexp_ps(v));
+  *count = _mm512_mask_add_ps(*count, some, *count, set1(1.0f));
+}
+FLASHINT8_INLINE IntVec one_bytes() { return _mm512_set1_epi8(1); }
+FLASHINT8_INLINE Vec to_float(IntVec v) { return _mm512_cvtepi32_ps(v); }
+FLASHINT8_INLINE IntVec to_int(Vec v) { return _mm512_cvtps_epi32(v); }  // rounds half to even
+// Stores v's lowest bytes, signed, and returns what is left of v, a 256th of it.
+FLASHINT8_INLINE IntVec store_digit(int8_t* p, IntVec v) {
+  const IntVec digit = _mm512_srai_epi32(_mm512_slli_epi32(v, 24), 24);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(digit));
+  return _mm512_srai_epi32(_mm512_sub_epi32(v, digit), 8);
+}
+#endif
+
 }  // namespace
 }  // namespace flashint8::cpu
