@@ -82,6 +82,12 @@ __global__ void __launch_bounds__(32 * gemm_warps(kGemmTiles[kTile]), kGemmTiles
   // Where the next kernel may come onto the chip: large tiles would share the multiprocessor's
   // time with its first loads.
   constexpr bool kEarly = kBlockM < 128;
+#if __CUDA_ARCH__ >= 900
+  constexpr bool kListed = false;
+#else
+  // Without registers to spare, the rows of x come from the table in shared memory.
+  constexpr bool kListed = kBlockM >= 128;
+#endif
   constexpr bool kStreams = kBlockM < 128;                 // weights may be read by one block alone
   constexpr int kReads = (kTilesN + kSteps - 1) / kSteps;  // fragments of weights, of the next half
   static_assert(kWarpM % 8 == 0 && kWarpN % 16 == 0 && kTilesM % kStepM == 0 && kStages >= 3);
@@ -190,7 +196,9 @@ __global__ void __launch_bounds__(32 * gemm_warps(kGemmTiles[kTile]), kGemmTiles
     };
     const auto regular = [&](int i) { return first_x + i * kRowStepX * stride_x; };
     const auto listed = [&](int i) { return offset_x[row_x + i * kRowStepX] + piece_x; };
-    if (is_regular && load_k != partial_k) {
+    if (kListed && load_k != partial_k) {
+      load(std::true_type(), listed, kBlockK);
+    } else if (!kListed && is_regular && load_k != partial_k) {
       load(std::true_type(), regular, kBlockK);
     } else {  // copies of perhaps fewer than 16 bytes cost more instructions
       const int left = load_k == partial_k ? tail : kBlockK;
