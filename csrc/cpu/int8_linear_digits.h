@@ -1,16 +1,17 @@
-// int8_linear for few rows of x, on CPUs with dot products of bytes: the weight goes into the
-// products as it lies, and nothing is converted on the way from memory.
+// int8_linear for one row of x, on CPUs with dot products of bytes: the weight goes into the
+// products as it lies, and nothing is converted on the way from memory. With more rows the digits
+// are more than L1 holds, and int8_linear_gemv.h is faster.
 //
-// A row of x becomes integers times a power of two: 24 bits of them for 16-bit x, 32 for fp32,
-// counted from the row's largest magnitude. Their signed base-256 digits are bytes, and
+// The row becomes integers times a power of two: 24 bits of them for 16-bit x, 32 for fp32, counted
+// from the row's largest magnitude. Their signed base-256 digits are bytes, and
 //   x . w = unit * sum over i of 256^i (digit_i . w)
 // with every digit's product exact in int32. The instruction takes unsigned bytes times signed
 // ones: the unsigned ones are w + 128, and the sums start at -128 times the sum of the digits.
 //
-// A row's integers are off by at most 2^-24 (2^-32) of its largest magnitude. That is below what
+// The integers are off by at most 2^-24 (2^-32) of the row's largest magnitude. That is below what
 // fp32 sums lose, and far below the output's own rounding, as long as the largest is not too far
 // above the rest: rows where it is, rows that are not finite, and those too small to scale go to
-// the products of int8_linear_gemv.h, with all rows of the call.
+// the products of int8_linear_gemv.h.
 #pragma once
 
 #include "int8_linear_gemv.h"
@@ -29,16 +30,16 @@ template <>
 constexpr float kDigitRange<F16> = 10.0f;
 template <>
 constexpr float kDigitRange<BF16> = 12.0f;
-constexpr int64_t kDigitsHeader = kLanes;  // floats: whether there are digits, the units
+constexpr int64_t kDigitsHeader = kLanes;  // floats: whether there are digits, the unit
 constexpr int64_t kMostDigitColumns = int64_t{1} << 20;  // a lane's sum stays within int32
 
-// After the header: the sums' start, kLanes int32 for each digit of each row, then the digits.
+// After the header: the sums' start, kLanes int32 for each digit, then the digits.
 FLASHINT8_INLINE int64_t digit_row_bytes(int64_t k) { return round_up(k, kIntBytes); }
 
 template <class T>
 int64_t packed_few_size(const Int8LinearParams& p, int64_t m_count) {
   const int64_t digits = kDigits<T> * (kLanes + digit_row_bytes(p.k) / 4);
-  return kDigitsHeader + m_count * larger(digits, gemv_row_size(p.k));
+  return kDigitsHeader + larger(digits, m_count * gemv_row_size(p.k));
 }
 
 // 2^n for n in [-126, 127].
@@ -76,49 +77,48 @@ bool find_unit(const T* x, int64_t k_count, float* unit, float* inverse) {
 }
 
 template <class T>
-bool pack_digits(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, float* packed) {
+bool pack_digits(const Int8LinearParams& p, const T* x, float* packed) {
   const int64_t row_bytes = digit_row_bytes(p.k);
   float* starts = packed + kDigitsHeader;
-  int8_t* digits = reinterpret_cast<int8_t*>(starts + m_count * kDigits<T> * kLanes);
-  for (int64_t m = 0; m < m_count; ++m, digits += kDigits<T> * row_bytes) {
-    const T* x = static_cast<const T*>(p.x) + x_row_offset(p.x_rows, m_begin + m);
-    float inverse;
-    if (!find_unit(x, p.k, packed + 1 + m, &inverse)) return false;
-    for (int64_t k = 0; k < row_bytes; k += kLanes) {
-      const int64_t valid = larger(0, smaller(kLanes, p.k - k));
-      IntVec rest = to_int(mul(load_partial(x + k, valid), set1(inverse)));
-      FLASHINT8_UNROLL
-      for (int d = 0; d < kDigits<T>; ++d) rest = store_digit(digits + d * row_bytes + k, rest);
+  int8_t* digits = reinterpret_cast<int8_t*>(starts + kDigits<T> * kLanes);
+  float inverse;
+  if (!find_unit(x, p.k, packed + 1, &inverse)) return false;
+  for (int64_t k = 0; k < row_bytes; k += kLanes) {
+    const int64_t valid = larger(0, smaller(kLanes, p.k - k));
+    IntVec rest = to_int(mul(load_partial(x + k, valid), set1(inverse)));
+    FLASHINT8_UNROLL
+    for (int d = 0; d < kDigits<T>; ++d) rest = store_digit(digits + d * row_bytes + k, rest);
+  }
+  for (int d = 0; d < kDigits<T>; ++d) {
+    IntVec sum = int_zero();
+    for (int64_t k = 0; k < row_bytes; k += kIntBytes) {
+      sum = byte_dot(sum, one_bytes(), load_bytes(digits + d * row_bytes + k));
     }
-    for (int d = 0; d < kDigits<T>; ++d, starts += kLanes) {
-      IntVec sum = int_zero();
-      for (int64_t k = 0; k < row_bytes; k += kIntBytes) {
-        sum = byte_dot(sum, one_bytes(), load_bytes(digits + d * row_bytes + k));
-      }
-      store_bytes(starts, times_minus_128(sum));
-    }
+    store_bytes(starts + d * kLanes, times_minus_128(sum));
   }
   return true;
 }
 
-// The products of kRows rows of x in digits.
-template <int kRows, int kNumDigits>
-struct DigitRows {
-  static constexpr int kNumRows = kRows;
-  static constexpr int kSums = kRows * kNumDigits;
-  const float* units;
+// The products of one row of x in digits; see FloatRows.
+template <int kNumDigits>
+struct DigitRow {
+  static constexpr int kNumRows = 1;
+  static constexpr int kChannels = 1;
+  float unit;
   const float* starts;
   const int8_t* digits;
   int64_t row_bytes;
 
-  FLASHINT8_INLINE void multiply(const int8_t* w, int64_t columns, int64_t ahead, Vec* out) const {
-    constexpr int kUnroll = gemv_unroll(kSums);
-    IntVec sum[kUnroll][kSums];
+  FLASHINT8_INLINE void multiply(const int8_t* const* weight, int64_t columns, int64_t ahead,
+                                 Vec (*out)[kNumRows]) const {
+    constexpr int kUnroll = gemv_unroll(kNumDigits);
+    const int8_t* w = weight[0];
+    IntVec sum[kUnroll][kNumDigits];
     FLASHINT8_UNROLL
-    for (int i = 0; i < kSums; ++i) {
-      sum[0][i] = load_bytes(starts + i * kLanes);
+    for (int d = 0; d < kNumDigits; ++d) {
+      sum[0][d] = load_bytes(starts + d * kLanes);
       FLASHINT8_UNROLL
-      for (int u = 1; u < kUnroll; ++u) sum[u][i] = int_zero();
+      for (int u = 1; u < kUnroll; ++u) sum[u][d] = int_zero();
     }
     int64_t k = 0;
     for (; k + kUnroll * kIntBytes <= columns; k += kUnroll * kIntBytes) {
@@ -126,42 +126,36 @@ struct DigitRows {
       for (int u = 0; u < kUnroll; ++u) {
         const int64_t at = k + u * kIntBytes;
         prefetch(w + at, ahead);
-        add_products(plus_128(load_bytes(w + at)), at, sum[u]);
+        add_products(load_bytes(w + at), at, sum[u]);
       }
     }
-    for (; k < columns; k += kIntBytes) {
-      const int64_t valid = columns - k;
-      add_products(plus_128(valid < kIntBytes ? load_bytes_partial(w + k, valid)  //
-                                              : load_bytes(w + k)),
-                   k, sum[0]);
-    }
+    for (; k + kIntBytes <= columns; k += kIntBytes) add_products(load_bytes(w + k), k, sum[0]);
+    if (k < columns) add_products(load_bytes_partial(w + k, columns - k), k, sum[0]);
+    Vec total = zero();
     FLASHINT8_UNROLL
-    for (int m = 0; m < kRows; ++m) {
-      Vec total = zero();
+    for (int d = kNumDigits - 1; d >= 0; --d) {
+      IntVec of_digit = sum[0][d];
       FLASHINT8_UNROLL
-      for (int d = kNumDigits - 1; d >= 0; --d) {
-        IntVec of_digit = sum[0][m * kNumDigits + d];
-        FLASHINT8_UNROLL
-        for (int u = 1; u < kUnroll; ++u) of_digit = int_add(of_digit, sum[u][m * kNumDigits + d]);
-        total = fma(total, set1(256.0f), to_float(of_digit));
-      }
-      out[m] = mul(total, set1(units[m]));
+      for (int u = 1; u < kUnroll; ++u) of_digit = int_add(of_digit, sum[u][d]);
+      total = fma(total, set1(256.0f), to_float(of_digit));
     }
+    out[0][0] = mul(total, set1(unit));
   }
 
  private:
   FLASHINT8_INLINE void add_products(IntVec weight, int64_t k, IntVec* sum) const {
     FLASHINT8_UNROLL
-    for (int i = 0; i < kSums; ++i) {
-      sum[i] = byte_dot(sum[i], weight, load_bytes(digits + i * row_bytes + k));
+    for (int d = 0; d < kNumDigits; ++d) {
+      sum[d] = byte_dot(sum[d], plus_128(weight), load_bytes(digits + d * row_bytes + k));
     }
   }
 };
 
 template <class T>
 void pack_x_few(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, float* packed) {
-  const bool fits = m_count * kDigits<T> <= kGemvSums && p.k <= kMostDigitColumns;
-  packed[0] = fits && pack_digits<T>(p, m_begin, m_count, packed) ? 1.0f : 0.0f;
+  const T* x = static_cast<const T*>(p.x) + x_row_offset(p.x_rows, m_begin);
+  const bool fits = m_count == 1 && p.k <= kMostDigitColumns;
+  packed[0] = fits && pack_digits(p, x, packed) ? 1.0f : 0.0f;
   if (packed[0] == 0.0f) pack_x_gemv<T>(p, m_begin, m_count, packed + kDigitsHeader);
 }
 
@@ -169,14 +163,10 @@ template <class T>
 void linear_few(const Int8LinearParams& p, const LinearWork& work) {
   const float* starts = work.packed_x + kDigitsHeader;
   if (work.packed_x[0] == 0.0f) return linear_gemv<T>(p, work, starts);
-  constexpr int kMost = kGemvSums / kDigits<T>;
-  const float* digits = starts + work.m_count * kDigits<T> * kLanes;
-  with_rows<kMost>(work.m_count, [&](auto rows) {
-    gemv_rows<T>(p, work,
-                 DigitRows<rows(), kDigits<T>>{work.packed_x + 1, starts,
-                                               reinterpret_cast<const int8_t*>(digits),
-                                               digit_row_bytes(p.k)});
-  });
+  const float* digits = starts + kDigits<T> * kLanes;
+  gemv_rows<T>(p, work,
+               DigitRow<kDigits<T>>{work.packed_x[1], starts,
+                                    reinterpret_cast<const int8_t*>(digits), digit_row_bytes(p.k)});
 }
 
 #else

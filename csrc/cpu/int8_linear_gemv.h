@@ -10,13 +10,18 @@ namespace flashint8::cpu {
 namespace {
 
 constexpr int64_t kGemvRows = kLanes == 16 ? 8 : 4;
-constexpr int kGemvSums = 24;  // registers for sums at most, where there are 32
-// Bytes of the weight asked for in advance. Memory is read fastest in one stream: several rows at a
-// time, which would share the loads of x, reached three quarters of the rate.
-constexpr int64_t kGemvAhead = 6 << 10;
+constexpr int kGemvSums = kLanes == 16 ? 24 : 10;  // registers for sums at most
+constexpr int64_t kGemvAhead = 6 << 10;            // bytes of the weight asked for in advance
 
 // Independent sums along k, so that their latency is hidden where there are few of them.
 constexpr int gemv_unroll(int sums) { return sums >= 8 ? 1 : (sums >= 4 ? 2 : 4); }
+
+// Rows of the weight at a time, for `rows` rows of x. Memory is read fastest in one stream; with
+// more than one row, sharing what is loaded of them is worth more.
+constexpr int gemv_channels(int rows) {
+  if (rows == 1) return 1;
+  return 4 * rows <= kGemvSums ? 4 : (2 * rows <= kGemvSums ? 2 : 1);
+}
 
 FLASHINT8_INLINE int64_t gemv_row_size(int64_t k) { return round_up(k, kLanes); }
 
@@ -36,64 +41,87 @@ void pack_x_gemv(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, fl
 template <int kRows>
 struct FloatRows {
   static constexpr int kNumRows = kRows;
+  static constexpr int kChannels = gemv_channels(kRows);
   const float* x;
   int64_t ldx;
 
-  // out[m]: a vector whose lanes add up to row m of x times a row of the weight.
-  FLASHINT8_INLINE void multiply(const int8_t* w, int64_t columns, int64_t ahead, Vec* out) const {
+  // out[c][m]: a vector whose lanes add up to row m of x times the weight's row at w[c].
+  FLASHINT8_INLINE void multiply(const int8_t* const* w, int64_t columns, int64_t ahead,
+                                 Vec (*out)[kRows]) const {
     constexpr int kPerLine = static_cast<int>(kCacheLine / kLanes);
-    constexpr int kUnroll = static_cast<int>(smaller(gemv_unroll(kRows), kPerLine));
-    Vec sum[kUnroll][kRows];
+    constexpr int kUnroll = static_cast<int>(smaller(gemv_unroll(kRows * kChannels), kPerLine));
+    Vec sum[kUnroll][kChannels][kRows];
     FLASHINT8_UNROLL
     for (int u = 0; u < kUnroll; ++u) {
       FLASHINT8_UNROLL
-      for (int m = 0; m < kRows; ++m) sum[u][m] = zero();
+      for (int c = 0; c < kChannels; ++c) {
+        FLASHINT8_UNROLL
+        for (int m = 0; m < kRows; ++m) sum[u][c][m] = zero();
+      }
     }
     int64_t k = 0;
     for (; k + kCacheLine <= columns; k += kCacheLine) {
-      prefetch(w + k, ahead);
+      FLASHINT8_UNROLL
+      for (int c = 0; c < kChannels; ++c) prefetch(w[c] + k, ahead);
       for (int64_t j = k; j < k + kCacheLine; j += kUnroll * kLanes) {
         FLASHINT8_UNROLL
-        for (int u = 0; u < kUnroll; ++u) {
-          const Vec weight = load(w + j + u * kLanes);
-          FLASHINT8_UNROLL
-          for (int m = 0; m < kRows; ++m) {
-            sum[u][m] = fma(weight, load(x + m * ldx + j + u * kLanes), sum[u][m]);
-          }
-        }
+        for (int u = 0; u < kUnroll; ++u) add_products(w, j + u * kLanes, kLanes, sum[u]);
       }
     }
-    for (; k < columns; k += kLanes) {
-      const int64_t valid = smaller(kLanes, columns - k);
-      const Vec weight = valid == kLanes ? load(w + k) : load_partial(w + k, valid);
+    for (; k < columns; k += kLanes) add_products(w, k, smaller(kLanes, columns - k), sum[0]);
+    FLASHINT8_UNROLL
+    for (int c = 0; c < kChannels; ++c) {
       FLASHINT8_UNROLL
-      for (int m = 0; m < kRows; ++m) sum[0][m] = fma(weight, load(x + m * ldx + k), sum[0][m]);
+      for (int m = 0; m < kRows; ++m) {
+        out[c][m] = sum[0][c][m];
+        FLASHINT8_UNROLL
+        for (int u = 1; u < kUnroll; ++u) out[c][m] = add(out[c][m], sum[u][c][m]);
+      }
+    }
+  }
+
+ private:
+  FLASHINT8_INLINE void add_products(const int8_t* const* w, int64_t k, int64_t valid,
+                                     Vec (*sum)[kRows]) const {
+    Vec weight[kChannels];
+    FLASHINT8_UNROLL
+    for (int c = 0; c < kChannels; ++c) {
+      weight[c] = valid == kLanes ? load(w[c] + k) : load_partial(w[c] + k, valid);
     }
     FLASHINT8_UNROLL
     for (int m = 0; m < kRows; ++m) {
-      out[m] = sum[0][m];
+      const Vec activation = load(x + m * ldx + k);
       FLASHINT8_UNROLL
-      for (int u = 1; u < kUnroll; ++u) out[m] = add(out[m], sum[u][m]);
+      for (int c = 0; c < kChannels; ++c) sum[c][m] = fma(weight[c], activation, sum[c][m]);
     }
   }
 };
 
 // The rows of x in `rows` times every row of the weight in `work`. kLanes of their sums become one
-// vector.
+// vector; where fewer are left, the last row stands in for those that are missing.
 template <class T, class Rows>
 void gemv_rows(const Int8LinearParams& p, const LinearWork& work, const Rows& rows) {
-  constexpr int kRows = Rows::kNumRows;
+  constexpr int kRows = Rows::kNumRows, kChannels = Rows::kChannels;
   const T* bias = static_cast<const T*>(p.bias);
-  const bool one_stream = p.weight_stride == p.k || p.k >= kGemvAhead;
-  const int64_t ahead = one_stream ? kGemvAhead : round_up(kGemvAhead, larger(1, p.weight_stride));
+  const int64_t group = larger(1, kChannels * p.weight_stride);
+  const bool one_stream = kChannels == 1 && (p.weight_stride == p.k || p.k >= kGemvAhead);
+  const int64_t ahead = one_stream ? kGemvAhead : round_up(kGemvAhead, group);
   for (int64_t n = work.n_begin; n < work.n_end; n += kLanes) {
     const int64_t valid = smaller(kLanes, work.n_end - n);
     Vec sums[kRows][kLanes];
-    for (int64_t c = 0; c < kLanes; ++c) {
-      Vec out[kRows];
-      if (c < valid) rows.multiply(p.weight + (n + c) * p.weight_stride, p.k, ahead, out);
+    for (int64_t c = 0; c < kLanes; c += kChannels) {
+      const int8_t* w[kChannels];
       FLASHINT8_UNROLL
-      for (int m = 0; m < kRows; ++m) sums[m][c] = c < valid ? out[m] : zero();
+      for (int i = 0; i < kChannels; ++i) {
+        w[i] = p.weight + (n + smaller(c + i, valid - 1)) * p.weight_stride;
+      }
+      Vec out[kChannels][kRows];
+      rows.multiply(w, p.k, ahead, out);
+      FLASHINT8_UNROLL
+      for (int i = 0; i < kChannels; ++i) {
+        FLASHINT8_UNROLL
+        for (int m = 0; m < kRows; ++m) sums[m][c + i] = out[i][m];
+      }
     }
     for (int m = 0; m < kRows; ++m) {
       Vec y = mul(sum_rows(sums[m]), load_partial(p.weight_scale + n, valid));
