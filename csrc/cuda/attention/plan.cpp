@@ -129,7 +129,7 @@ AttentionPlan plan_attention(const AttentionParams& p, const Card& card) {
   } else {
     plan = plan_decode(p, card, vectorized);
   }
-  plan.dependent_launch = card.code >= 90;
+  plan.dependent_launch = waits_on_device(card);
   // Waiting blocks of the next kernel take room: where the grid fills more than the chip, they
   // would upset which blocks run together.
   plan.early_trigger = plan.num_blocks <= card.sm_count;

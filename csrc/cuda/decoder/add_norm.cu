@@ -134,7 +134,7 @@ cudaError_t launch(const AddNormParams& p, const Card& card, cudaStream_t stream
   const auto kernel = kept   ? &add_norm_kernel<T, kWide, true>
                       : wide ? &add_norm_kernel<T, kWide, false>
                              : &add_norm_kernel<T, 1, false>;
-  return launch_kernel(kernel, row_grid(p.rows, 1), threads, 0, card.code >= 90, stream, p);
+  return launch_kernel(kernel, row_grid(p.rows, 1), threads, 0, waits_on_device(card), stream, p);
 }
 
 }  // namespace

@@ -73,7 +73,7 @@ template <typename T>
 cudaError_t launch(const ArgmaxParams& p, const Card& card, cudaStream_t stream) {
   const bool wide = is_aligned(p.x) && (p.rows == 1 || p.x_stride % kWide == 0);
   const int pieces = static_cast<int>(argmax_pieces(p));
-  const bool dependent = card.code >= 90;
+  const bool dependent = waits_on_device(card);
   const cudaError_t status =
       launch_kernel(wide ? &argmax_pieces_kernel<T, kWide> : &argmax_pieces_kernel<T, 1>,
                     row_grid(p.rows, pieces), kThreads, 0, dependent, stream, p);

@@ -66,7 +66,7 @@ cudaError_t launch(const EmbedParams& p, const Card& card, cudaStream_t stream) 
   const int64_t chunks = wide ? p.columns / kWide : p.columns;
   return launch_kernel(wide ? &embed_kernel<T, kWide> : &embed_kernel<T, 1>,
                        row_grid(p.batch * p.seq_len, ceil_div(chunks, kThreads)), kThreads, 0,
-                       card.code >= 90, stream, p);
+                       waits_on_device(card), stream, p);
 }
 
 }  // namespace

@@ -125,7 +125,7 @@ cudaError_t launch(const RopeAppendParams& p, const Card& card, cudaStream_t str
   if (p.head_dim > INT_MAX / 2 || items > INT_MAX / 2) return cudaErrorInvalidConfiguration;
   return launch_kernel(&rope_append_kernel<T, kWidth>,
                        row_grid(p.batch * p.seq_len, ceil_div(items, kThreads)), kThreads, 0,
-                       card.code >= 90, stream, p);
+                       waits_on_device(card), stream, p);
 }
 
 template <typename T>

@@ -38,8 +38,8 @@ cudaError_t launch(const SiluMulParams& p, const Card& card, cudaStream_t stream
                     is_aligned(p.gate_up_rows);
   const int64_t chunks = wide ? p.columns / kWide : p.columns;
   return launch_kernel(wide ? &silu_mul_kernel<T, kWide> : &silu_mul_kernel<T, 1>,
-                       row_grid(p.rows, ceil_div(chunks, kThreads)), kThreads, 0, card.code >= 90,
-                       stream, p);
+                       row_grid(p.rows, ceil_div(chunks, kThreads)), kThreads, 0,
+                       waits_on_device(card), stream, p);
 }
 
 }  // namespace

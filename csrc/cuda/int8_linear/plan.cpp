@@ -226,7 +226,7 @@ LinearPlan plan_int8_linear(const Int8LinearParams& params, const Card& card) {
     plan = gemm_plan(params, card);
   }
   plan.dtype = params.dtype;
-  plan.dependent_launch = card.code >= 90 && plan.kernel != LinearKernel::kLibrary;
+  plan.dependent_launch = waits_on_device(card) && plan.kernel != LinearKernel::kLibrary;
   return plan;
 }
 

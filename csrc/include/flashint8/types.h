@@ -25,6 +25,10 @@ struct Card {
   int code = 0;                     // version of the built code that it runs, as 80 or 90
 };
 
+// Whether the code that the card runs can wait on the device for the kernel ahead of it
+// (cuda/device/dependent_launch.cuh), so that it may be launched before that one has ended.
+inline bool waits_on_device(const Card& card) { return card.code >= 90; }
+
 // Where row m of a tensor begins: m is split over up to 4 leading dimensions (already merged where
 // their strides allow it), outermost first; unused ones are {1, 0} at the front. Strides in
 // elements.
