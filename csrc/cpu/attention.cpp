@@ -29,16 +29,16 @@ Plan make_plan(const AttentionParams& p, const Kernels& kernels, int num_threads
     int64_t lane_blocks = kernels.prefill_blocks;
     const auto count = [&] {
       const int64_t rows = lane_blocks * kernels.prefill_rows;
-      return heads * ((plan.rows + rows - 1) / rows);
+      return heads * ceil_div(plan.rows, rows);
     };
     while (lane_blocks > 1 && count() < 4 * num_threads) lane_blocks /= 2;
     plan.block_rows = lane_blocks * kernels.prefill_rows;
   }
-  plan.blocks = (plan.rows + plan.block_rows - 1) / plan.block_rows;
+  plan.blocks = ceil_div(plan.rows, plan.block_rows);
   const int64_t pieces = heads * plan.blocks;
   if (pieces % num_threads != 0 && pieces < 4 * num_threads) {
-    plan.splits = std::clamp<int64_t>(p.seq_len_kv / kMinSplitKeys, 1,
-                                      (4 * num_threads + pieces - 1) / pieces);
+    plan.splits =
+        std::clamp<int64_t>(p.seq_len_kv / kMinSplitKeys, 1, ceil_div(4 * num_threads, pieces));
   }
   return plan;
 }

@@ -15,7 +15,7 @@ template <class Params>
 void run_rows(const Params& params, int64_t rows, int64_t elements_of_row,
               const CpuThreads& threads, void (*kernel)(const Params&, int64_t, int64_t)) {
   const int64_t step = std::max<int64_t>(1, kPieceElements / std::max<int64_t>(1, elements_of_row));
-  for_each_piece(threads, (rows + step - 1) / step, [&](int64_t piece, int64_t) {
+  for_each_piece(threads, ceil_div(rows, step), [&](int64_t piece, int64_t) {
     kernel(params, piece * step, std::min(rows, (piece + 1) * step));
   });
 }

@@ -33,7 +33,7 @@ int64_t gemm_channels(const Int8LinearParams& p, int64_t most, int num_threads) 
 int64_t gemv_channels(const Int8LinearParams& p, int num_threads) {
   const int64_t each = std::clamp<int64_t>(p.n * p.k / num_threads / kStreamBytes, 1, 8);
   const int64_t pieces = each * num_threads;
-  return (p.n + pieces * kChannelUnit - 1) / (pieces * kChannelUnit) * kChannelUnit;
+  return ceil_div(p.n, pieces * kChannelUnit) * kChannelUnit;
 }
 
 void multiply_rows(const Int8LinearParams& p, const CpuThreads& threads, const Kernels& kernels,
@@ -41,11 +41,11 @@ void multiply_rows(const Int8LinearParams& p, const CpuThreads& threads, const K
   const bool gemv = m_count <= kernels.gemv_rows;
   const int64_t channels = gemv ? gemv_channels(p, threads.num_threads)
                                 : gemm_channels(p, kernels.gemm_n_block, threads.num_threads);
-  const int64_t pieces = (p.n + channels - 1) / channels;
+  const int64_t pieces = ceil_div(p.n, channels);
   const int64_t packed_size = aligned_floats(kernels.packed_x_size(p, m_count));
   const int64_t per_worker = gemv ? 0 : aligned_floats(kernels.gemm_scratch(p, m_count));
   float* packed = thread_scratch(packed_size + num_workers(threads, pieces) * per_worker);
-  const int64_t pack_pieces = (m_count + kernels.pack_rows - 1) / kernels.pack_rows;
+  const int64_t pack_pieces = ceil_div(m_count, kernels.pack_rows);
   const auto pack = [&](int64_t piece, int64_t) {
     const int64_t begin = piece * kernels.pack_rows;
     kernels.pack_x(p, m_begin, m_count, packed, begin,
@@ -88,7 +88,7 @@ int64_t quantize_per_channel(const QuantizeParams& p, const CpuThreads& threads)
   const Kernels& kernels = active_kernels();
   constexpr int64_t kRows = 16;
   std::atomic<int64_t> first_bad{p.n};
-  for_each_piece(threads, (p.n + kRows - 1) / kRows, [&](int64_t piece, int64_t) {
+  for_each_piece(threads, ceil_div(p.n, kRows), [&](int64_t piece, int64_t) {
     const int64_t begin = piece * kRows;
     const int64_t bad = kernels.quantize(p, begin, std::min(p.n, begin + kRows));
     if (bad < 0) return;

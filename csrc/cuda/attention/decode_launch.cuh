@@ -20,8 +20,7 @@ cudaError_t launch_decode(const AttentionParams& params, const AttentionPlan& pl
   DecodeArgs args;
   args.params = params;
   args.pack = plan.pack;
-  args.num_m_blocks =
-      static_cast<int>((plan.pack * params.seq_len_q + Traits::kRows - 1) / Traits::kRows);
+  args.num_m_blocks = static_cast<int>(ceil_div(plan.pack * params.seq_len_q, Traits::kRows));
   args.num_splits = plan.num_splits;
   args.num_warps = plan.num_warps;
   const int64_t rows = params.batch * params.num_heads * params.seq_len_q;

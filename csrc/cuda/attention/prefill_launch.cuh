@@ -20,8 +20,7 @@ cudaError_t launch_prefill(const AttentionParams& params, const AttentionPlan& p
   if (allowed != cudaSuccess) return allowed;
   PrefillArgs args{};
   args.params = params;
-  args.num_m_blocks =
-      static_cast<int>((params.seq_len_q + kVariant.block_m - 1) / kVariant.block_m);
+  args.num_m_blocks = static_cast<int>(ceil_div(params.seq_len_q, kVariant.block_m));
   args.section = heads_per_section(params);
   args.early_trigger = plan.early_trigger;
   if (params.fp16_accumulate) {

@@ -97,7 +97,7 @@ struct ArgmaxParams {
 // Blocks that share a row on CUDA, and the partial results they leave: 8 bytes each.
 inline int64_t argmax_pieces(const ArgmaxParams& p) {
   constexpr int64_t kPiece = 1024, kMost = 128;
-  const int64_t pieces = (p.columns + kPiece - 1) / kPiece;
+  const int64_t pieces = ceil_div(p.columns, kPiece);
   return pieces < kMost ? pieces : kMost;
 }
 inline int64_t argmax_workspace_bytes(const ArgmaxParams& p) {
