@@ -32,6 +32,23 @@ def _check_device(what: str, tensor: Tensor, reference_name: str, reference: Ten
         raise ValueError(f"{what} is on {tensor.device}, {reference_name} is on {reference.device}")
 
 
+def _check_like(what: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
+    _check_device(what, tensor, reference_name, reference)
+    if tensor.dtype != reference.dtype:
+        raise ValueError(
+            f"{what} has dtype {dtype_name(tensor.dtype)}, "
+            f"{reference_name} has {dtype_name(reference.dtype)}"
+        )
+
+
+def _check_typed(
+    what: str, tensor: Tensor, dtype: torch.dtype, reference_name: str, reference: Tensor
+) -> None:
+    _check_device(what, tensor, reference_name, reference)
+    if tensor.dtype != dtype:
+        raise ValueError(f"{what} must be {dtype_name(dtype)}, got {dtype_name(tensor.dtype)}")
+
+
 def _check_last_dim(what: str, tensor: Tensor) -> None:
     if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(
@@ -50,11 +67,7 @@ def _check_float(what: str, tensor: Tensor, device_type: str) -> None:
 
 
 def _check_like_q(what: str, tensor: Tensor, q: Tensor) -> None:
-    _check_device(what, tensor, "q", q)
-    if tensor.dtype != q.dtype:
-        raise ValueError(
-            f"{what} has dtype {dtype_name(tensor.dtype)}, q has {dtype_name(q.dtype)}"
-        )
+    _check_like(what, tensor, "q", q)
     if tensor.shape[0] != q.shape[0]:
         raise ValueError(f"{what} has batch {tensor.shape[0]}, q has {q.shape[0]}")
     if tensor.shape[3] != q.shape[3]:
@@ -63,9 +76,7 @@ def _check_like_q(what: str, tensor: Tensor, q: Tensor) -> None:
 
 
 def _check_row_numbers(what: str, tensor: Tensor, q: Tensor) -> None:
-    _check_device(what, tensor, "q", q)
-    if tensor.dtype != torch.int32:
-        raise ValueError(f"{what} must be int32, got {dtype_name(tensor.dtype)}")
+    _check_typed(what, tensor, torch.int32, "q", q)
     if tensor.dim() != 1 or tensor.shape[0] != q.shape[0]:
         raise ValueError(f"{what} must have shape ({q.shape[0]},), got {shape_text(tensor)}")
 
@@ -205,17 +216,10 @@ def check_int8_linear(
         raise ValueError(f"int8_linear: x has {x.shape[-1]} features, weight has {weight.shape[1]}")
     _check_last_dim("int8_linear: weight", weight)
     _check_last_dim("int8_linear: x", x)
-    _check_device("int8_linear: weight_scale", weight_scale, "x", x)
-    if weight_scale.dtype != torch.float32:
-        got = dtype_name(weight_scale.dtype)
-        raise ValueError(f"int8_linear: weight_scale must be float32, got {got}")
+    _check_typed("int8_linear: weight_scale", weight_scale, torch.float32, "x", x)
     _check_vector("int8_linear: weight_scale", weight_scale, weight.shape[0])
     if bias is not None:
-        _check_device("int8_linear: bias", bias, "x", x)
-        if bias.dtype != x.dtype:
-            raise ValueError(
-                f"int8_linear: bias has dtype {dtype_name(bias.dtype)}, x has {dtype_name(x.dtype)}"
-            )
+        _check_like("int8_linear: bias", bias, "x", x)
         _check_vector("int8_linear: bias", bias, weight.shape[0])
     _check_row_layout("int8_linear: x", x)
 
@@ -230,15 +234,6 @@ def check_quantize_per_channel(weight: Tensor) -> None:
         raise ValueError(
             "quantize_per_channel: weight must be float16, bfloat16 or float32, got "
             f"{dtype_name(weight.dtype)}"
-        )
-
-
-def _check_like(what: str, tensor: Tensor, reference_name: str, reference: Tensor) -> None:
-    _check_device(what, tensor, reference_name, reference)
-    if tensor.dtype != reference.dtype:
-        raise ValueError(
-            f"{what} has dtype {dtype_name(tensor.dtype)}, "
-            f"{reference_name} has {dtype_name(reference.dtype)}"
         )
 
 
@@ -274,9 +269,7 @@ def _check_heads(
 
 def _check_table(table: Tensor, q: Tensor, slots: int) -> None:
     what = "rope_append_: cos_sin"
-    _check_device(what, table, "q", q)
-    if table.dtype != torch.float32:
-        raise ValueError(f"{what} must be float32, got {dtype_name(table.dtype)}")
+    _check_typed(what, table, torch.float32, "q", q)
     if table.dim() != 2:
         raise ValueError(f"{what} must have 2 dimensions (P, R), got {table.dim()}")
     _check_last_dim(what, table)
@@ -309,11 +302,7 @@ def check_rope_append(
     _check_heads("rope_append_: v", v, q, k.shape[1], tokens)
     _check_heads("rope_append_: k_cache", k_cache, q, k.shape[1], None)
     _check_heads("rope_append_: v_cache", v_cache, q, k.shape[1], k_cache.shape[2])
-    _check_device("rope_append_: positions", positions, "q", q)
-    if positions.dtype != torch.int32:
-        got = dtype_name(positions.dtype)
-        raise ValueError(f"rope_append_: positions must be int32, got {got}")
-    _check_shape("rope_append_: positions", positions, q.shape[0])
+    _check_row_numbers("rope_append_: positions", positions, q)
     _check_written("rope_append_: q", q)
     _check_written("rope_append_: k_cache", k_cache)
     _check_written("rope_append_: v_cache", v_cache)

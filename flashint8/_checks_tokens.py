@@ -4,22 +4,13 @@ import torch
 from torch import Tensor
 
 from flashint8._checks import (
-    _check_device,
     _check_float,
     _check_last_dim,
     _check_like,
     _check_shape,
+    _check_typed,
     _check_vector,
-    dtype_name,
 )
-
-
-def _check_typed(
-    what: str, tensor: Tensor, dtype: torch.dtype, reference_name: str, reference: Tensor
-) -> None:
-    _check_device(what, tensor, reference_name, reference)
-    if tensor.dtype != dtype:
-        raise ValueError(f"{what} must be {dtype_name(dtype)}, got {dtype_name(tensor.dtype)}")
 
 
 def _check_dense(what: str, tensor: Tensor) -> None:

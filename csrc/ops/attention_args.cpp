@@ -14,10 +14,7 @@ void check_rank(const char* what, const TensorView& t) {
 }
 
 void check_like_q(const char* what, const TensorView& t, const TensorView& q) {
-  check_same_device(what, t, "q", q);
-  if (t.dtype != q.dtype) {
-    fail(what, " has dtype ", dtype_name(t.dtype), ", q has ", dtype_name(q.dtype));
-  }
+  check_like(what, t, "q", q);
   if (t.sizes[0] != q.sizes[0]) fail(what, " has batch ", t.sizes[0], ", q has ", q.sizes[0]);
   if (t.sizes[3] != q.sizes[3]) fail(what, " has head_dim ", t.sizes[3], ", q has ", q.sizes[3]);
   check_last_dim_contiguous(what, t);
@@ -59,10 +56,7 @@ void check_lengths(const TensorView& q, const TensorView& k) {
 
 // (batch,) int32 on q's device, any stride.
 void check_row_numbers(const char* what, const TensorView& t, const TensorView& q) {
-  check_same_device(what, t, "q", q);
-  if (t.dtype != aoti_torch_dtype_int32()) {
-    fail(what, " must be int32, got ", dtype_name(t.dtype));
-  }
+  check_typed(what, t, aoti_torch_dtype_int32(), "q", q);
   if (t.ndim != 1 || t.sizes[0] != q.sizes[0]) {
     fail(what, " must have shape (", q.sizes[0], ",), got ", shape_text(t));
   }
@@ -87,10 +81,6 @@ void output_strides(const TensorView& q, int64_t strides[4]) {
     strides[dimension] = stride;
     stride *= q.sizes[dimension] > 1 ? q.sizes[dimension] : 1;
   }
-}
-
-AttentionStrides kernel_strides(const int64_t* strides) {
-  return {.batch = strides[0], .head = strides[1], .seq = strides[2]};
 }
 
 }  // namespace
@@ -164,10 +154,10 @@ AttentionCall prepare_attention(const Tensor& q_tensor, const Tensor& k_tensor,
   call.params.q = q.data;
   call.params.k = k.data;
   call.params.v = v.data;
-  call.params.q_stride = kernel_strides(q.strides);
-  call.params.k_stride = kernel_strides(k.strides);
-  call.params.v_stride = kernel_strides(v.strides);
-  call.params.out_stride = kernel_strides(out_strides);
+  call.params.q_stride = head_strides(q.strides);
+  call.params.k_stride = head_strides(k.strides);
+  call.params.v_stride = head_strides(v.strides);
+  call.params.out_stride = head_strides(out_strides);
   call.params.out = call.out.mutable_data_ptr();
   if (with_lse) {
     call.lse = empty_contiguous(3, q.sizes, aoti_torch_dtype_float32(), q);

@@ -23,6 +23,11 @@ AttentionCall prepare_attention(const Tensor& q, const Tensor& k, const Tensor& 
                                 int64_t window, double softcap, std::optional<double> scale,
                                 bool fp16_accumulate, bool with_lse);
 
+// Of a (B, H, T, D) tensor, as the kernels take them.
+inline AttentionStrides head_strides(const int64_t* strides) {
+  return {.batch = strides[0], .head = strides[1], .seq = strides[2]};
+}
+
 inline bool is_empty(const AttentionParams& p) {
   return p.batch == 0 || p.num_heads == 0 || p.seq_len_q == 0;
 }

@@ -5,6 +5,8 @@
 #include <initializer_list>
 #include <string>
 
+#include "attention_args.h"
+
 namespace flashint8::ops {
 namespace {
 
@@ -31,15 +33,6 @@ void check_shape(const char* what, const TensorView& t, std::initializer_list<in
   if (!same) fail(what, " must have shape ", expected_shape(sizes), ", got ", shape_text(t));
 }
 
-void check_like(const char* what, const TensorView& t, const char* reference_name,
-                const TensorView& reference) {
-  check_same_device(what, t, reference_name, reference);
-  if (t.dtype != reference.dtype) {
-    fail(what, " has dtype ", dtype_name(t.dtype), ", ", reference_name, " has ",
-         dtype_name(reference.dtype));
-  }
-}
-
 // What is written in place must not name an element twice, as an expanded tensor does.
 void check_written(const char* what, const TensorView& t) {
   for (int64_t d = 0; d < t.ndim; ++d) {
@@ -57,12 +50,6 @@ void check_heads(const char* what, const TensorView& t, const TensorView& q, int
   check_last_dim_contiguous(what, t);
 }
 
-void check_typed(const char* what, const TensorView& t, int32_t dtype, const char* reference_name,
-                 const TensorView& reference) {
-  check_same_device(what, t, reference_name, reference);
-  if (t.dtype != dtype) fail(what, " must be ", dtype_name(dtype), ", got ", dtype_name(t.dtype));
-}
-
 // Contiguous; dimensions of one element may have any stride.
 void check_dense(const char* what, const TensorView& t) {
   int64_t step = 1;
@@ -74,16 +61,9 @@ void check_dense(const char* what, const TensorView& t) {
   }
 }
 
-AttentionStrides head_strides(const TensorView& t) {
-  return {.batch = t.strides[0], .head = t.strides[1], .seq = t.strides[2]};
-}
-
 void fill_table(RopeAppendParams& p, const TensorView& table, const TensorView& q) {
   const char* what = "rope_append_: cos_sin";
-  check_same_device(what, table, "q", q);
-  if (table.dtype != aoti_torch_dtype_float32()) {
-    fail(what, " must be float32, got ", dtype_name(table.dtype));
-  }
+  check_typed(what, table, aoti_torch_dtype_float32(), "q", q);
   if (table.ndim != 2) fail(what, " must have 2 dimensions (P, R), got ", table.ndim);
   check_last_dim_contiguous(what, table);
   const int64_t rotary_dim = table.sizes[1];
@@ -117,10 +97,7 @@ RopeAppendCall prepare_rope_append(const Tensor& q_tensor, const Tensor& k_tenso
   check_heads("rope_append_: v", v, q, k.sizes[1], q.sizes[2]);
   check_heads("rope_append_: k_cache", k_cache, q, k.sizes[1], kAny);
   check_heads("rope_append_: v_cache", v_cache, q, k.sizes[1], k_cache.sizes[2]);
-  check_same_device("rope_append_: positions", positions, "q", q);
-  if (positions.dtype != aoti_torch_dtype_int32()) {
-    fail("rope_append_: positions must be int32, got ", dtype_name(positions.dtype));
-  }
+  check_typed("rope_append_: positions", positions, aoti_torch_dtype_int32(), "q", q);
   check_shape("rope_append_: positions", positions, {q.sizes[0]});
   check_written("rope_append_: q", q);
   check_written("rope_append_: k_cache", k_cache);
@@ -141,11 +118,11 @@ RopeAppendCall prepare_rope_append(const Tensor& q_tensor, const Tensor& k_tenso
   p.v_cache = v_cache_tensor.mutable_data_ptr();
   p.positions = static_cast<const int32_t*>(positions.data);
   p.positions_stride = positions.strides[0];
-  p.q_stride = head_strides(q);
-  p.k_stride = head_strides(k);
-  p.v_stride = head_strides(v);
-  p.k_cache_stride = head_strides(k_cache);
-  p.v_cache_stride = head_strides(v_cache);
+  p.q_stride = head_strides(q.strides);
+  p.k_stride = head_strides(k.strides);
+  p.v_stride = head_strides(v.strides);
+  p.k_cache_stride = head_strides(k_cache.strides);
+  p.v_cache_stride = head_strides(v_cache.strides);
   return {.params = p, .q = q};
 }
 

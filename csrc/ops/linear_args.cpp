@@ -30,17 +30,11 @@ Int8LinearCall prepare_int8_linear(const Tensor& x_tensor, const Tensor& weight_
   p.n = weight.sizes[0];
   p.k = weight.sizes[1];
   check_last_dim_contiguous("int8_linear: x", x);
-  check_same_device("int8_linear: weight_scale", scale, "x", x);
-  if (scale.dtype != aoti_torch_dtype_float32()) {
-    fail("int8_linear: weight_scale must be float32, got ", dtype_name(scale.dtype));
-  }
+  check_typed("int8_linear: weight_scale", scale, aoti_torch_dtype_float32(), "x", x);
   check_vector("int8_linear: weight_scale", scale, p.n);
   if (bias_tensor) {
     const TensorView bias = view(*bias_tensor);
-    check_same_device("int8_linear: bias", bias, "x", x);
-    if (bias.dtype != x.dtype) {
-      fail("int8_linear: bias has dtype ", dtype_name(bias.dtype), ", x has ", dtype_name(x.dtype));
-    }
+    check_like("int8_linear: bias", bias, "x", x);
     check_vector("int8_linear: bias", bias, p.n);
     p.bias = bias.data;
   }

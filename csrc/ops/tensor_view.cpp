@@ -82,6 +82,21 @@ void check_same_device(const char* what, const TensorView& t, const char* refere
   fail(what, " is on ", device_name(t), ", ", reference_name, " is on ", device_name(reference));
 }
 
+void check_like(const char* what, const TensorView& t, const char* reference_name,
+                const TensorView& reference) {
+  check_same_device(what, t, reference_name, reference);
+  if (t.dtype != reference.dtype) {
+    fail(what, " has dtype ", dtype_name(t.dtype), ", ", reference_name, " has ",
+         dtype_name(reference.dtype));
+  }
+}
+
+void check_typed(const char* what, const TensorView& t, int32_t dtype, const char* reference_name,
+                 const TensorView& reference) {
+  check_same_device(what, t, reference_name, reference);
+  if (t.dtype != dtype) fail(what, " must be ", dtype_name(dtype), ", got ", dtype_name(t.dtype));
+}
+
 void check_last_dim_contiguous(const char* what, const TensorView& t) {
   const int64_t d = t.ndim - 1;
   if (t.sizes[d] <= 1 || t.strides[d] == 1) return;

@@ -46,6 +46,12 @@ template <typename... Parts>
 // `what` is "attention: k", for the message.
 void check_same_device(const char* what, const TensorView& t, const char* reference_name,
                        const TensorView& reference);
+// On the same device and of the same dtype.
+void check_like(const char* what, const TensorView& t, const char* reference_name,
+                const TensorView& reference);
+// On the same device and of this dtype.
+void check_typed(const char* what, const TensorView& t, int32_t dtype, const char* reference_name,
+                 const TensorView& reference);
 void check_last_dim_contiguous(const char* what, const TensorView& t);
 // A contiguous vector of n elements.
 void check_vector(const char* what, const TensorView& t, int64_t n);
