@@ -9,11 +9,12 @@
 #
 # Environment: PYTHON, TORCH_CUDA_ARCH_LIST (default: the card's), MAX_JOBS, TEST_FLAGS,
 # FLASHINT8_REVISION ("<commit>" or "<commit>-dirty", where the tree has no .git),
-# SANITIZER_FLAGS, SANITIZER_SECONDS (240), TEST_SECONDS (240).
+# SANITIZER_FLAGS, SANITIZER_TESTS (an expression as pytest's -k), SANITIZER_SECONDS (400),
+# TEST_SECONDS (240).
 set -u
 
 if [ $# -lt 1 ]; then
-  sed -n '2,12s/^# \{0,1\}//p' "$0"
+  sed -n '2,13s/^# \{0,1\}//p' "$0"
   exit 2
 fi
 mkdir -p "$1"
@@ -119,20 +120,16 @@ ptx() {
   rm -rf "$copy"
 }
 
-# sanitize TOOL NAME EXPRESSION: the `sanitizer` tests that the expression picks.
+# sanitize TOOL NAME LIST: the tests whose names the file LIST holds.
 sanitize() {
-  local tool=$1 name=$1_$2 begin=$SECONDS status log=$work/$1_$2.log total ours
-  if ! command -v compute-sanitizer > /dev/null; then
-    echo "not run: compute-sanitizer is not installed" > "$log"
-    result "$name" 0 0 "not run: compute-sanitizer is not installed"
-    return
-  fi
+  local tool=$1 name=$1_$2 begin=$SECONDS status log=$work/$1_$2.log total ours cases
+  mapfile -t cases < "$3"
   (
     [ "$tool" != memcheck ] || export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     # shellcheck disable=SC2086
-    timeout --kill-after=10 "${SANITIZER_SECONDS:-240}" compute-sanitizer --tool "$tool" \
+    timeout --kill-after=10 "${SANITIZER_SECONDS:-400}" compute-sanitizer --tool "$tool" \
       --error-exitcode 9 ${SANITIZER_FLAGS:-} \
-      "$python" -m pytest -q -p no:cacheprovider --require-cuda -m sanitizer -k "cuda and $3"
+      "$python" -m pytest -q -p no:cacheprovider --require-cuda "${cases[@]}"
   ) > "$log" 2>&1
   status=$?
   if grep -qE 'Device not supported|not supported on this' "$log"; then
@@ -146,9 +143,29 @@ sanitize() {
     ! grep -qE '[0-9]+ (failed|error)' <(grep passed "$log"); then
     status=0
   fi
-  [ $status -ne 124 ] || echo "stopped after ${SANITIZER_SECONDS:-240} s" >> "$log"
+  [ $status -ne 124 ] || echo "stopped after ${SANITIZER_SECONDS:-400} s" >> "$log"
   result "$name" $status $((SECONDS - begin)) \
     "${total:-no} errors, $ours lines name our kernels; $(note "$name" passed)"
+}
+
+# Each tool keeps one core busy for minutes: every tool takes the tests in several parts at once.
+sanitizers() {
+  local tool list parts=$((cores / 4))
+  if ! command -v compute-sanitizer > /dev/null; then
+    echo "not run: compute-sanitizer is not installed" > "$work/sanitizers.log"
+    result sanitizers 0 0 "not run: compute-sanitizer is not installed"
+    return
+  fi
+  run sanitizer_tests 60 "$python" -m pytest -q -p no:cacheprovider --collect-only \
+    -m sanitizer -k "cuda${SANITIZER_TESTS:+ and ($SANITIZER_TESTS)}" || return
+  grep '::' "$work/sanitizer_tests.log" > "$work/cases"
+  split -d -a 2 -n "r/$((parts > 0 ? parts : 1))" "$work/cases" "$work/cases."
+  for tool in memcheck racecheck initcheck synccheck; do
+    for list in "$work"/cases.*; do
+      sanitize "$tool" "${list##*.}" "$list" &
+    done
+  done
+  wait
 }
 
 bench() { # NAME SECONDS SCRIPT FLAGS...
@@ -168,13 +185,7 @@ if has ptx; then
   ptx 80 80,108,166912 86,30,101376 &
   ptx 89 89,24,101376 120,36,101376 &
 fi
-if has sanitize; then
-  # Each tool is busy on one core for minutes: the two halves of the tests run beside each other.
-  for tool in memcheck racecheck initcheck synccheck; do
-    sanitize $tool attention "(attention or fp16)" &
-    sanitize $tool others "not (attention or fp16)" &
-  done
-fi
+if has sanitize; then sanitizers & fi
 wait
 unset OMP_NUM_THREADS
 # These may not.
