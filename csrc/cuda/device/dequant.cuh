@@ -13,7 +13,8 @@ __device__ __forceinline__ uint32_t byte_permute(uint32_t a, uint32_t b, uint32_
 }
 
 // dequantize(word, lo, hi): the 4 int8 of `word`, in memory order, as two packed pairs:
-// lo = {byte 0, byte 1}, hi = {byte 2, byte 3}. Every int8 is exact in both 16-bit types.
+// lo = {byte 0, byte 1}, hi = {byte 2, byte 3}. pair(word): the first of them alone. Every int8 is
+// exact in both 16-bit types.
 template <typename T>
 struct Int8To16;
 
@@ -24,12 +25,17 @@ struct Int8To16<__half> {
   // instruction reads a single register: beside mma.sync, which needs nearly all of the register
   // file's ports, one that reads two takes the place of products (docs/performance.md).
   static __device__ __forceinline__ void dequantize(uint32_t word, uint32_t& lo, uint32_t& hi) {
-    constexpr uint32_t kMagic = 0x64806480, kBias = 0x64806480;  // {1024 ^ sign bit}; {1152, 1152}
-    lo = sub(byte_permute(word, 0, 0x4140) ^ kMagic, kBias);
+    lo = pair(word);
     hi = sub(byte_permute(word, 0, 0x4342) ^ kMagic, kBias);
+  }
+  static __device__ __forceinline__ uint32_t pair(uint32_t word) {
+    return sub(byte_permute(word, 0, 0x4140) ^ kMagic, kBias);
   }
 
  private:
+  static constexpr uint32_t kMagic = 0x64806480;  // {1024 ^ sign bit}, twice
+  static constexpr uint32_t kBias = 0x64806480;   // {1152}, twice
+
   static __device__ __forceinline__ uint32_t sub(uint32_t a, uint32_t b) {
     uint32_t d;
     asm("sub.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
@@ -43,12 +49,16 @@ struct Int8To16<__nv_bfloat16> {
   // The sign bit lands on the exponent's last bit: 0xc300 | (w & 0x80) is -128 for w >= 0 and
   // -256 for w < 0. Their sum is w.
   static __device__ __forceinline__ void dequantize(uint32_t word, uint32_t& lo, uint32_t& hi) {
-    constexpr uint32_t kMagic = 0x43434343;
-    lo = low_plus_sign(byte_permute(word, kMagic, 0x4140));
+    lo = pair(word);
     hi = low_plus_sign(byte_permute(word, kMagic, 0x4342));
+  }
+  static __device__ __forceinline__ uint32_t pair(uint32_t word) {
+    return low_plus_sign(byte_permute(word, kMagic, 0x4140));
   }
 
  private:
+  static constexpr uint32_t kMagic = 0x43434343;
+
   static __device__ __forceinline__ uint32_t low_plus_sign(uint32_t pair) {
     const uint32_t low = pair & 0xff7fff7fu;
     const uint32_t sign = (pair & 0x00800080u) | 0xc300c300u;

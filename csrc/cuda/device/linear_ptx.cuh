@@ -72,6 +72,31 @@ __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
   return v;
 }
 
+// Two bytes, in the low half.
+__device__ __forceinline__ uint32_t load_shared_2(uint32_t address) {
+  uint32_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=r"(v) : "r"(address) : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared_16(uint32_t address, const float* v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
+               "f"(v[2]), "f"(v[3])
+               : "memory");
+}
+
+// The counterpart of ldmatrix.trans (sm_90): of four 8 x 8 matrices lane (g, t) gives M[g][2t, 2t +
+// 1]; columns of matrix i are written as rows of 16 bytes, at the addresses that lanes 8i .. 8i + 7
+// give.
+__device__ __forceinline__ void stmatrix_x4_trans(uint32_t address, const uint32_t (&v)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(
+                   address),
+               "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+               : "memory");
+#endif
+}
+
 // Transposes an 8 x 8 matrix of 16-bit values spread over the warp: lane (g, t) gives M[g][2t,
 // 2t+1] and gets M[2t, 2t+1][g].
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t v) {

@@ -38,7 +38,7 @@ AttentionPlan plan_attention(const AttentionParams& params, const Card& card);
 // kLibrary: weights are converted block_n channels at a time into a workspace, and torch's own
 // 16-bit product multiplies them: where its matrix instructions are faster than ours and x has many
 // rows.
-enum class LinearKernel : int32_t { kGemv = 0, kGemm = 1, kLibrary = 2 };
+enum class LinearKernel : int32_t { kGemv = 0, kGemm = 1, kLibrary = 2, kGemmSm90 = 3 };
 
 struct LinearPlan {
   LinearKernel kernel = LinearKernel::kGemv;
@@ -50,6 +50,7 @@ struct LinearPlan {
   int stages = 0;
   bool vectorized = true;
   int num_splits = 1;  // the most blocks that share an output tile
+  int cluster = 1;     // kGemmSm90: blocks, of neighbouring channels, that share their rows of x
   // The kernel may start while the one ahead of it in the stream still runs, and waits on the
   // device.
   bool dependent_launch = false;

@@ -1,0 +1,247 @@
+// Many rows of x on Hopper: its warpgroup products (wgmma) and copy engine.
+//
+// Work: clusters of blocks take tiles of channels x rows (sm90_schedule.cuh). A block has two
+// warpgroups that multiply, each 64 channels by all rows of the tile, and one warp that asks the
+// copy engine for what they need, as many stages ahead as the ring holds, on into the next tile.
+//
+// Layout: out^T = W x^T. Channels are the m = 64 side of wgmma, whose operand comes from registers,
+// where int8 becomes 16 bits; rows of x are the n side, read from shared memory by the tensor
+// cores as they lie. k is in order there, so that of each 16 a lane (g, t) needs the weights 2t,
+// 2t + 1 and 2t + 8, 2t + 9 of its two channels: four reads of two bytes. The 64 bytes of k of a
+// weight row are swizzled by the copy engine (piece ^ (row / 2 & 3)), so that a warp's eight rows
+// meet eight different 16 bytes modulo 128.
+//
+// Time: while the products of one stage run, the weights of the next are read and converted into
+// other registers. Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32
+// at most), the weights (8 to 16) and these reads (8 to 16).
+//
+// Blocks that share a tile leave their fp32 sums in their own shared memory, and each adds all of
+// them, in the order of k, for its part of the rows: same bits on every run, no workspace.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "../device/convert.cuh"
+#include "../device/cp_async.cuh"
+#include "../device/dependent_launch.cuh"
+#include "../device/dequant.cuh"
+#include "../device/linear_ptx.cuh"
+#include "../device/shared_barrier.cuh"
+#include "../device/tensor_copy.cuh"
+#include "../device/wgmma.cuh"
+#include "epilogue.cuh"
+#include "flashint8/plan.h"
+#include "sm90_output.cuh"
+#include "sm90_schedule.cuh"
+#include "variants.h"
+
+namespace flashint8::cuda {
+
+template <typename T, int kTile>
+__global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
+    int8_linear_sm90_kernel(const __grid_constant__ Int8LinearParams p,
+                            const __grid_constant__ CUtensorMap map_w,
+                            const __grid_constant__ CUtensorMap map_x,
+                            const __grid_constant__ Sm90Schedule schedule) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  constexpr Sm90Tile kShape = kSm90Tiles[kTile];
+  constexpr int kBlockM = kShape.block_m, kStages = kShape.stages;
+  constexpr int kBytesX = kBlockM * 2 * kSm90BlockK, kBytesW = kSm90BlockN * kSm90BlockK;
+  constexpr int kStageBytes = kBytesX + kBytesW;
+  constexpr int kFragments = kBlockM / 8;  // of 64 channels x 8 rows, a warpgroup
+  constexpr int kSteps = kSm90BlockK / 16;
+  static_assert(kBlockM % 16 == 0 && kBytesX % 1024 == 0);
+
+  extern __shared__ __align__(1024) uint8_t shared[];
+  const uint32_t ring = shared_address(shared);  // x of all stages, then weights
+  const uint32_t ring_w = ring + kStages * kBytesX;
+  const uint32_t staged = ring + kStages * kStageBytes;  // output, on its way out
+  const uint32_t full = staged + kBlockM * 2 * kSm90BlockN;
+  const uint32_t empty = full + kStages * 8;
+
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  const int cluster_size = schedule.cluster_n * schedule.cluster_k;
+  const int rank = static_cast<int>(cluster_rank());
+  const int rank_n = rank % schedule.cluster_n, part = rank / schedule.cluster_n;
+  const int first_tile = static_cast<int>(blockIdx.x) / cluster_size;
+  const int num_clusters = static_cast<int>(gridDim.x) / cluster_size;
+  const int first_step = schedule.first_step(part);
+  const int num_steps = schedule.first_step(part + 1) - first_step;
+  const auto rows_of = [&](int tile) { return tile % schedule.tiles_m * kBlockM; };
+  const auto channels_of = [&](int tile) {
+    return (tile / schedule.tiles_m * schedule.cluster_n + rank_n) * kSm90BlockN;
+  };
+
+  if constexpr (kShape.early_trigger) allow_dependent_launch();
+  if (thread == 0) {
+    for (int s = 0; s < kStages; ++s) {
+      barrier_init(full + 8 * s, 1);
+      barrier_init(empty + 8 * s, kSm90Warps * schedule.cluster_n);
+    }
+    barrier_init_fence();
+  }
+  if (warp == kSm90Warps && lane < kStages && lane < num_steps) {
+    prefetch_box(&map_w, (first_step + lane) * kSm90BlockK, channels_of(first_tile));
+  }
+  if (cluster_size > 1) {
+    cluster_meet();
+  } else {
+    __syncthreads();
+  }
+  wait_for_prerequisite();
+
+  if (warp >= kSm90Warps) {
+    give_back_registers<32>();
+    if (warp == kSm90Warps && lane == 0) {
+      // Rows of x that the blocks along n need alike: each brings a part of them to all.
+      const int shared_rows = kBlockM / schedule.cluster_n;
+      const auto blocks = static_cast<uint16_t>(((1 << schedule.cluster_n) - 1)
+                                                << (part * schedule.cluster_n));
+      const uint64_t policy_w =
+          schedule.tiles_m == 1 ? l2_evict_first_policy() : l2_evict_normal_policy();
+      const uint64_t policy_x = l2_evict_normal_policy();
+      const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kSm90BlockK);
+      int stage = 0;
+      uint32_t parity = 1;  // of a phase before the first: the ring begins empty
+      for (int tile = first_tile; tile < schedule.cluster_tiles; tile += num_clusters) {
+        const int row = rows_of(tile) + rank_n * shared_rows, channel = channels_of(tile);
+        for (int i = 0; i < num_steps; ++i) {
+          const int column = (first_step + i) * kSm90BlockK;
+          const uint32_t barrier = full + 8 * stage;
+          barrier_wait(empty + 8 * stage, parity);
+          barrier_expect(barrier, kStageBytes);
+          copy_box(ring_w + stage * kBytesW, &map_w, column, channel, barrier, policy_w);
+          const uint32_t x = ring + stage * kBytesX + offset_x;
+          if (schedule.cluster_n > 1) {
+            copy_box_to(blocks, x, &map_x, column, row, barrier, policy_x);
+          } else {
+            copy_box(x, &map_x, column, row, barrier, policy_x);
+          }
+          if (++stage == kStages) {
+            stage = 0;
+            parity ^= 1;
+          }
+        }
+      }
+    }
+    __syncwarp();
+    if (schedule.cluster_k > 1) cluster_sync();  // meets the others below
+  } else {
+    take_registers<kShape.registers>();
+    const int g = lane / 4, t = lane % 4;
+    const int group = warp / 4, warp_channel = warp * 16;  // of the block's channels
+    // Of step 0: each step's bits are at the same address with other bits 4 and 5.
+    const uint32_t read_w = ring_w + (warp_channel + g) * kSm90BlockK + (g / 2 & 3) * 16 + 2 * t;
+    int stage = 0;
+    uint32_t parity = 0;
+    uint32_t weights[2][kSteps][4];
+    float sum[kBlockM / 2];
+    const auto read_weights = [&](uint32_t (&a)[kSteps][4]) {
+      barrier_wait(full + 8 * stage, parity);
+      const uint32_t address = read_w + stage * kBytesW;
+      uint32_t raw[kSteps][4];
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          raw[s][i] = load_shared_2((address ^ 16 * s) + i % 2 * (8 * kSm90BlockK) + i / 2 * 8);
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[s][i] = Int8To16<T>::pair(raw[s][i]);
+      }
+    };
+    const auto release = [&](int of_stage) {
+      if (lane < schedule.cluster_n) {
+        barrier_arrive_in(empty + 8 * of_stage, part * schedule.cluster_n + lane);
+      }
+    };
+    for (int tile = first_tile; tile < schedule.cluster_tiles; tile += num_clusters) {
+      const int64_t channel = channels_of(tile) + warp_channel + g;
+      ChannelPair channels;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const bool valid = channel + 8 * h < p.n;
+        channels.scale[h] = valid ? p.weight_scale[channel + 8 * h] : 0.0f;
+        channels.bias[h] = valid ? load_bias<T>(p.bias, channel + 8 * h) : 0.0f;
+      }
+      int before = -1;  // the stage whose products may still run beside the newest
+      // One stage: multiplies `now` with it, meanwhile makes the next stage's weights ready.
+      const auto step = [&](int i, uint32_t (&now)[kSteps][4], uint32_t (&next)[kSteps][4]) {
+        const uint64_t x = wgmma_matrix(ring + stage * kBytesX);
+        wgmma_fence();
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+          Wgmma<T, kBlockM>::multiply(sum, now[s], x + 2 * s, i > 0 || s > 0);
+        }
+        wgmma_commit();
+        const int multiplied = stage;
+        if (++stage == kStages) {
+          stage = 0;
+          parity ^= 1;
+        }
+        wgmma_wait<1>();
+        if (before >= 0) release(before);
+        before = multiplied;
+        if (i + 1 < num_steps) read_weights(next);
+      };
+      read_weights(weights[0]);
+      for (int i = 0; i < num_steps; i += 2) {
+        step(i, weights[0], weights[1]);
+        if (i + 1 < num_steps) step(i + 1, weights[1], weights[0]);
+      }
+      wgmma_wait<0>();
+      release(before);
+
+      if (!kShape.early_trigger && tile + num_clusters >= schedule.cluster_tiles) {
+        allow_dependent_launch();
+      }
+      const Sm90Output<T, kBlockM> output(p, staged, rows_of(tile), channels_of(tile), group, warp % 4,
+                                          lane);
+      if (schedule.cluster_k == 1) {
+        warpgroup_sync(group);  // the last tile's output has been read
+#pragma unroll
+        for (int j = 0; j < kFragments; j += 2) {
+          output.stage(j, &sum[4 * j], channels);
+        }
+        warpgroup_sync(group);
+        output.write(0, kBlockM);
+      } else {
+        // The ring is free: this block has no further tile, and all that was on its way has come.
+        warpgroups_sync();
+        const uint32_t mine = ring + thread * 16;
+        constexpr int kPitch = 32 * kSm90Warps * 16;
+#pragma unroll
+        for (int j = 0; j < kFragments; ++j) {
+          store_shared_16(mine + j * kPitch, &sum[4 * j]);
+        }
+        cluster_sync();
+        const int pairs = kFragments / 2;
+        const int begin = pairs * part / schedule.cluster_k;
+        const int end = pairs * (part + 1) / schedule.cluster_k;
+#pragma unroll 1
+        for (int j = 2 * begin; j < 2 * end; j += 2) {
+          float total[8] = {};
+#pragma unroll 1
+          for (int k = 0; k < schedule.cluster_k; ++k) {
+            const auto from = static_cast<uint32_t>(rank_n + k * schedule.cluster_n);
+            const float4 low = load_cluster_16(mine + j * kPitch, from);
+            const float4 high = load_cluster_16(mine + (j + 1) * kPitch, from);
+            total[0] += low.x, total[1] += low.y, total[2] += low.z, total[3] += low.w;
+            total[4] += high.x, total[5] += high.y, total[6] += high.z, total[7] += high.w;
+          }
+          output.stage(j, total, channels);
+        }
+        warpgroup_sync(group);
+        output.write(16 * begin, 16 * end);
+      }
+    }
+  }
+  // No block leaves while others may still write or arrive in its shared memory, or read it.
+  if (cluster_size > 1) cluster_meet();
+#endif
+}
+
+}  // namespace flashint8::cuda
