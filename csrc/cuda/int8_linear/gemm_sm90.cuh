@@ -38,7 +38,7 @@
 namespace flashint8::cuda {
 
 template <typename T, int kTile>
-__global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
+__global__ void __launch_bounds__(kSm90Threads, 1)
     int8_linear_sm90_kernel(const __grid_constant__ Int8LinearParams p,
                             const __grid_constant__ CUtensorMap map_w,
                             const __grid_constant__ CUtensorMap map_x,
@@ -61,10 +61,8 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
 
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int cluster_size = schedule.cluster_n * schedule.cluster_k;
-  const int rank = static_cast<int>(cluster_rank());
-  const int rank_n = rank % schedule.cluster_n, part = rank / schedule.cluster_n;
-  const int first_tile = static_cast<int>(blockIdx.x) / cluster_size;
-  const int num_clusters = static_cast<int>(gridDim.x) / cluster_size;
+  const ClusterPlace place = cluster_place();
+  const int rank_n = place.block_x, part = place.block_y;
   const int first_step = schedule.first_step(part);
   const int num_steps = schedule.first_step(part + 1) - first_step;
   const auto rows_of = [&](int tile) { return tile % schedule.tiles_m * kBlockM; };
@@ -72,7 +70,6 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
     return (tile / schedule.tiles_m * schedule.cluster_n + rank_n) * kSm90BlockN;
   };
 
-  if constexpr (kShape.early_trigger) allow_dependent_launch();
   if (thread == 0) {
     for (int s = 0; s < kStages; ++s) {
       barrier_init(full + 8 * s, 1);
@@ -80,8 +77,12 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
     }
     barrier_init_fence();
   }
+  if (warp == kSm90Warps && lane == 31) {
+    prefetch_map(&map_w);
+    prefetch_map(&map_x);
+  }
   if (warp == kSm90Warps && lane < kStages && lane < num_steps) {
-    prefetch_box(&map_w, (first_step + lane) * kSm90BlockK, channels_of(first_tile));
+    prefetch_box(&map_w, (first_step + lane) * kSm90BlockK, channels_of(place.cluster_x));
   }
   if (cluster_size > 1) {
     cluster_meet();
@@ -91,10 +92,11 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
   wait_for_prerequisite();
 
   if (warp >= kSm90Warps) {
-    give_back_registers<32>();
+    give_back_registers<40>();
     if (warp == kSm90Warps && lane == 0) {
       // Rows of x that the blocks along n need alike: each brings a part of them to all.
-      const int shared_rows = kBlockM / schedule.cluster_n;
+      const int shared_rows = schedule.box_rows;
+      const uint32_t bytes = kBytesW + shared_rows * schedule.cluster_n * (2 * kSm90BlockK);
       const auto blocks = static_cast<uint16_t>(((1 << schedule.cluster_n) - 1)
                                                 << (part * schedule.cluster_n));
       const uint64_t policy_w =
@@ -103,13 +105,15 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
       const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kSm90BlockK);
       int stage = 0;
       uint32_t parity = 1;  // of a phase before the first: the ring begins empty
-      for (int tile = first_tile; tile < schedule.cluster_tiles; tile += num_clusters) {
+      for (int tile = place.cluster_x; tile < schedule.cluster_tiles;
+           tile += place.num_clusters_x) {
         const int row = rows_of(tile) + rank_n * shared_rows, channel = channels_of(tile);
+#pragma unroll 1
         for (int i = 0; i < num_steps; ++i) {
           const int column = (first_step + i) * kSm90BlockK;
           const uint32_t barrier = full + 8 * stage;
           barrier_wait(empty + 8 * stage, parity);
-          barrier_expect(barrier, kStageBytes);
+          barrier_expect(barrier, bytes);
           copy_box(ring_w + stage * kBytesW, &map_w, column, channel, barrier, policy_w);
           const uint32_t x = ring + stage * kBytesX + offset_x;
           if (schedule.cluster_n > 1) {
@@ -127,7 +131,7 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
     __syncwarp();
     if (schedule.cluster_k > 1) cluster_sync();  // meets the others below
   } else {
-    take_registers<kShape.registers>();
+    take_registers<232>();
     const int g = lane / 4, t = lane % 4;
     const int group = warp / 4, warp_channel = warp * 16;  // of the block's channels
     // Of step 0: each step's bits are at the same address with other bits 4 and 5.
@@ -139,26 +143,23 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
     const auto read_weights = [&](uint32_t (&a)[kSteps][4]) {
       barrier_wait(full + 8 * stage, parity);
       const uint32_t address = read_w + stage * kBytesW;
-      uint32_t raw[kSteps][4];
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          raw[s][i] = load_shared_2((address ^ 16 * s) + i % 2 * (8 * kSm90BlockK) + i / 2 * 8);
+          a[s][i] = Int8To16<T>::pair(
+              load_shared_2((address ^ 16 * s) + i % 2 * (8 * kSm90BlockK) + i / 2 * 8));
         }
       }
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[s][i] = Int8To16<T>::pair(raw[s][i]);
-      }
     };
-    const auto release = [&](int of_stage) {
+    const auto release = [&](int& oldest) {
       if (lane < schedule.cluster_n) {
-        barrier_arrive_in(empty + 8 * of_stage, part * schedule.cluster_n + lane);
+        barrier_arrive_in(empty + 8 * oldest, part * schedule.cluster_n + lane);
       }
+      if (++oldest == kStages) oldest = 0;
     };
-    for (int tile = first_tile; tile < schedule.cluster_tiles; tile += num_clusters) {
+    const ClusterPlace walk = cluster_place();  // read again: a register less until here
+    for (int tile = walk.cluster_x; tile < schedule.cluster_tiles; tile += walk.num_clusters_x) {
       const int64_t channel = channels_of(tile) + warp_channel + g;
       ChannelPair channels;
 #pragma unroll
@@ -167,8 +168,8 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
         channels.scale[h] = valid ? p.weight_scale[channel + 8 * h] : 0.0f;
         channels.bias[h] = valid ? load_bias<T>(p.bias, channel + 8 * h) : 0.0f;
       }
-      int before = -1;  // the stage whose products may still run beside the newest
-      // One stage: multiplies `now` with it, meanwhile makes the next stage's weights ready.
+      int oldest = stage;  // whose products may still run beside the newest
+      // One stage: multiplies `now` with it, and meanwhile makes the next stage's weights ready.
       const auto step = [&](int i, uint32_t (&now)[kSteps][4], uint32_t (&next)[kSteps][4]) {
         const uint64_t x = wgmma_matrix(ring + stage * kBytesX);
         wgmma_fence();
@@ -177,14 +178,12 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
           Wgmma<T, kBlockM>::multiply(sum, now[s], x + 2 * s, i > 0 || s > 0);
         }
         wgmma_commit();
-        const int multiplied = stage;
         if (++stage == kStages) {
           stage = 0;
           parity ^= 1;
         }
-        wgmma_wait<1>();
-        if (before >= 0) release(before);
-        before = multiplied;
+        wgmma_wait<1>();  // `next` is not read any more
+        if (i > 0) release(oldest);
         if (i + 1 < num_steps) read_weights(next);
       };
       read_weights(weights[0]);
@@ -193,9 +192,9 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
         if (i + 1 < num_steps) step(i + 1, weights[1], weights[0]);
       }
       wgmma_wait<0>();
-      release(before);
+      release(oldest);
 
-      if (!kShape.early_trigger && tile + num_clusters >= schedule.cluster_tiles) {
+      if (tile + walk.num_clusters_x >= schedule.cluster_tiles) {
         allow_dependent_launch();
       }
       const Sm90Output<T, kBlockM> output(p, staged, rows_of(tile), channels_of(tile), group, warp % 4,
@@ -223,14 +222,27 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
         const int end = pairs * (part + 1) / schedule.cluster_k;
 #pragma unroll 1
         for (int j = 2 * begin; j < 2 * end; j += 2) {
+          constexpr int kAtOnce = 4;
           float total[8] = {};
-#pragma unroll 1
-          for (int k = 0; k < schedule.cluster_k; ++k) {
-            const auto from = static_cast<uint32_t>(rank_n + k * schedule.cluster_n);
-            const float4 low = load_cluster_16(mine + j * kPitch, from);
-            const float4 high = load_cluster_16(mine + (j + 1) * kPitch, from);
-            total[0] += low.x, total[1] += low.y, total[2] += low.z, total[3] += low.w;
-            total[4] += high.x, total[5] += high.y, total[6] += high.z, total[7] += high.w;
+          for (int k = 0; k < schedule.cluster_k; k += kAtOnce) {
+            float4 from[kAtOnce][2] = {};
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+              if (k + i >= schedule.cluster_k) break;
+              const auto block = static_cast<uint32_t>(rank_n + (k + i) * schedule.cluster_n);
+              from[i][0] = load_cluster_16(mine + j * kPitch, block);
+              from[i][1] = load_cluster_16(mine + (j + 1) * kPitch, block);
+            }
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+              for (int h = 0; h < 2; ++h) {
+                total[4 * h] += from[i][h].x;
+                total[4 * h + 1] += from[i][h].y;
+                total[4 * h + 2] += from[i][h].z;
+                total[4 * h + 3] += from[i][h].w;
+              }
+            }
           }
           output.stage(j, total, channels);
         }

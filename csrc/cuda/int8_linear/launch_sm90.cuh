@@ -22,6 +22,7 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan,
   constexpr auto kKernel = &int8_linear_sm90_kernel<T, kTile>;
   constexpr int kBytes = sm90_shared_bytes(kShape);
   if (const cudaError_t error = allow_shared_memory<kKernel>(kBytes)) return error;
+  const Sm90Schedule schedule = sm90_schedule(p, kShape.block_m, plan.cluster, plan.num_splits);
   CUtensorMap map_w, map_x;
   if (const cudaError_t error =
           describe_matrix(&map_w, CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_SWIZZLE_64B,
@@ -30,17 +31,17 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan,
   }
   if (const cudaError_t error = describe_matrix(
           &map_x, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_SWIZZLE_128B, p.x, p.m, p.k,
-          2 * p.x_rows.stride[3], kShape.block_m / plan.cluster)) {
+          2 * p.x_rows.stride[3], schedule.box_rows)) {
     return error;
   }
-  const Sm90Schedule schedule = sm90_schedule(p, kShape.block_m, plan.cluster, plan.num_splits);
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {static_cast<unsigned>(plan.cluster * plan.num_splits), 1, 1};
+  const auto parts = static_cast<unsigned>(plan.num_splits);
+  attributes[0].val.clusterDim = {static_cast<unsigned>(plan.cluster), parts, 1};
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.num_blocks));
+  config.gridDim = dim3(static_cast<unsigned>(plan.num_blocks) / parts, parts);
   config.blockDim = dim3(kSm90Threads);
   config.dynamicSmemBytes = kBytes;
   config.stream = stream;

@@ -50,6 +50,7 @@ class Sm90Output {
     const bool whole = p_.n % 8 == 0 && reinterpret_cast<uintptr_t>(p_.out) % 16 == 0;
     const int count = static_cast<int>(min(max(p_.n - channel, int64_t{0}), int64_t{8}));
     if (count == 0) return;
+#pragma unroll 1  // what is found ahead for several rows costs registers that the sums need
     for (int row = begin + thread / kPieces; row < rows; row += kRowStep) {
       const uint4 v = load_shared_16(address(row, piece));
       uint16_t* out = static_cast<uint16_t*>(p_.out) + (row_ + row) * p_.n + channel;

@@ -6,6 +6,7 @@
 // others have one tile each.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "flashint8/int8_linear.h"
@@ -19,10 +20,12 @@ struct Sm90Schedule {
   int cluster_k;
   int tiles_m;
   int cluster_tiles;
-  int k_steps;  // of kSm90BlockK
+  int box_rows;        // of x that a block brings, for the blocks along n
+  int steps_per_part;  // of kSm90BlockK; the first `longer_parts` parts have one more
+  int longer_parts;
 
   FLASHINT8_HOST_DEVICE int first_step(int part) const {
-    return static_cast<int>(int64_t{k_steps} * part / cluster_k);
+    return part * steps_per_part + (part < longer_parts ? part : longer_parts);
   }
 };
 
@@ -34,7 +37,13 @@ inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, int block_m, int cl
   s.tiles_m = static_cast<int>(ceil_div(p.m, block_m));
   s.cluster_tiles =
       s.tiles_m * static_cast<int>(ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n));
-  s.k_steps = gemm_k_tiles(p.k, kSm90BlockK);
+  // Fewer than a tile's where x has fewer: boxes mostly outside of a matrix are slow. What stands in
+  // the other rows is multiplied, and not stored.
+  s.box_rows = static_cast<int>(
+      std::min<int64_t>(block_m / cluster_n, ceil_div(p.m, int64_t{8} * cluster_n) * 8));
+  const int k_steps = gemm_k_tiles(p.k, kSm90BlockK);
+  s.steps_per_part = k_steps / cluster_k;
+  s.longer_parts = k_steps % cluster_k;
   return s;
 }
 

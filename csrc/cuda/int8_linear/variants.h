@@ -45,13 +45,9 @@ constexpr int kNumGemmTiles = sizeof(kGemmTiles) / sizeof(kGemmTiles[0]);
 struct Sm90Tile {
   int block_m;
   int stages;
-  int min_blocks;
-  int registers;       // of a thread that multiplies
-  bool early_trigger;  // the next kernel may come onto the chip at once: there is room for it
 };
 
-constexpr Sm90Tile kSm90Tiles[] = {
-    {32, 8, 2, 104, true}, {64, 6, 2, 104, true}, {128, 7, 1, 232, false}, {256, 4, 1, 232, false}};
+constexpr Sm90Tile kSm90Tiles[] = {{64, 10}, {128, 7}, {192, 5}, {256, 4}};
 constexpr int kNumSm90Tiles = sizeof(kSm90Tiles) / sizeof(kSm90Tiles[0]);
 constexpr int kSm90BlockN = 128;
 constexpr int kSm90BlockK = 64;
