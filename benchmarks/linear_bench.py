@@ -221,6 +221,7 @@ def run_dtype(
     args: argparse.Namespace,
     bar: Bar,
     mma: dict[str, Any],
+    compilations: Compilations,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The ceilings in one dtype (``mma`` are those that all share), and its rows.
 
@@ -232,7 +233,6 @@ def run_dtype(
     task = bar.add_task(f"INT8 linear, {dtype_name(dtype)}", total=count)
     seconds = min(BUDGET_S[device.type], count * ROW_S[device.type])
     budget = Budget(args.time_budget or seconds, count)
-    compilations = Compilations(args)
     rows: list[dict[str, Any]] = []
     for n, k in shapes:
         weights = make_weights(n, k, dtype, device, args.seed)
@@ -265,12 +265,13 @@ def main() -> int:
     screen = console()
     environment = describe(device, args.seed)
     mma = mma_sync_ceiling(device)
+    compilations = Compilations(args)
     ceilings: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(), progress(screen) as bar:
         try:
             for dtype in dtypes:
-                found, part = run_dtype(dtype, device, shapes, values, args, bar, mma)
+                found, part = run_dtype(dtype, device, shapes, values, args, bar, mma, compilations)
                 ceilings.append(found)
                 rows += part
         except CheckError as e:
