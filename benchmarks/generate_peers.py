@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,7 +269,7 @@ def make(name: str, base: Any, batch: int, capacity: int) -> Candidate:
 
 
 def candidates(
-    names: list[str], base: Any, batch: int, capacity: int
+    names: Sequence[str], base: Any, batch: int, capacity: int
 ) -> Iterator[Candidate | Skipped]:
     """The named methods, one after the other; one that cannot be made says why."""
     device = base.norm.weight.device

@@ -22,6 +22,17 @@ def dtypes_on(device: str) -> list[torch.dtype]:
     return [*dtypes, torch.float32] if device == "cpu" else dtypes
 
 
+# Set by --reference-on-cpu: a sanitizer of the GPU then sees few kernels but ours.
+reference_on_cpu = False
+
+
+def for_reference(*values: Any) -> tuple[Any, ...]:
+    """The values with their tensors where references are computed."""
+    if not reference_on_cpu:
+        return values
+    return tuple(v.cpu() if isinstance(v, Tensor) else v for v in values)
+
+
 # ---- comparison ------------------------------------------------------------------------------
 
 
@@ -159,6 +170,8 @@ def check_attention(
 ) -> None:
     """FlashAttention's rule against float64, and in fp16 the promised rtol = atol = 1e-2."""
     what = kwargs.pop("what", "") + f" {describe(q, k, *args, **kwargs)}"
+    out, q, k, v, *args = for_reference(out, q, k, v, *args)
+    kwargs = dict(zip(kwargs, for_reference(*kwargs.values()), strict=True))
     ref, _ = reference.attention(q, k, v, *args, **kwargs)
     low, _ = reference.attention(q, k, v, *args, **kwargs, dtype=q.dtype)
     assert bool(low.isfinite().all()), f"{what}: the 16-bit yardstick overflows; shrink the inputs"
@@ -202,8 +215,9 @@ def check_linear(
     out: Tensor, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, what: str = ""
 ) -> None:
     """16-bit rounding only: half an ulp of the exact result, plus what float32 sums may lose."""
-    ref, magnitude = reference.int8_linear(x, weight, scale, bias)
     what += f" x {tuple(x.shape)} weight {tuple(weight.shape)} {x.dtype} on {x.device}"
+    out, x, weight, scale, bias = for_reference(out, x, weight, scale, bias)
+    ref, magnitude = reference.int8_linear(x, weight, scale, bias)
     sums = (8 + math.sqrt(x.shape[-1])) * 2.0**-23 * magnitude
     bound = HALF_ULP[x.dtype] * (ref.abs() + sums) + sums + SMALLEST[x.dtype]
     overflow = LARGEST[x.dtype] * (1 + HALF_ULP[x.dtype])  # from here on, rounding gives infinity
