@@ -72,6 +72,13 @@ __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
   return v;
 }
 
+// The lane, read anew: what an epilogue computes from it takes no register in the loop before.
+__device__ __forceinline__ int read_lane() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
 // Transposes an 8 x 8 matrix of 16-bit values spread over the warp: lane (g, t) gives M[g][2t,
 // 2t+1] and gets M[2t, 2t+1][g].
 __device__ __forceinline__ uint32_t transpose_8x8(uint32_t v) {

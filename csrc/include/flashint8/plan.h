@@ -36,8 +36,8 @@ struct AttentionPlan {
 AttentionPlan plan_attention(const AttentionParams& params, const Card& card);
 
 // kLibrary: weights are converted block_n channels at a time into a workspace, and torch's own
-// 16-bit product multiplies them: where its matrix instructions are faster than ours and x has many
-// rows.
+// 16-bit product multiplies them: where its matrix instructions are faster than ours, x has many
+// rows, and there is no activation.
 enum class LinearKernel : int32_t { kGemv = 0, kGemm = 1, kLibrary = 2 };
 
 struct LinearPlan {
