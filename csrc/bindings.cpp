@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -158,7 +159,8 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
 }
 
 py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dtype,
-                          bool vectorized, bool plain_rows, int compute_capability, int sm_count,
+                          const std::optional<std::string>& activation, bool vectorized,
+                          bool plain_rows, int compute_capability, int sm_count,
                           int shared_memory_per_block) {
   constexpr char kOp[] = "int8_linear";
   require(kOp, "m", m, 1);
@@ -166,6 +168,14 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
   require(kOp, "k", k, 0);
 
   Int8LinearParams params;
+  if (activation) {
+    const std::optional<Activation> parsed = parse_activation(*activation);
+    if (!parsed) {
+      throw std::invalid_argument(std::string("int8_linear: activation must be ") +
+                                  kActivationNames + ", got '" + *activation + "'");
+    }
+    params.activation = *parsed;
+  }
   params.dtype = parse_dtype(kOp, dtype);
   params.x = address(vectorized);
   params.weight = static_cast<const int8_t*>(address(vectorized));
@@ -216,7 +226,8 @@ PYBIND11_MODULE(_C, module) {
              arg("compute_capability"), arg("sm_count"), arg("shared_memory_per_block"),
              "The CUDA kernel, tile and splits of an attention call, as a dict.");
   module.def("int8_linear_plan", &int8_linear_plan, py::kw_only(), arg("m"), arg("n"), arg("k"),
-             arg("dtype"), arg("vectorized") = true, arg("plain_rows") = true,
+             arg("dtype"), arg("activation") = py::none(), arg("vectorized") = true,
+             arg("plain_rows") = true,
              arg("compute_capability"), arg("sm_count"), arg("shared_memory_per_block"),
              "The CUDA kernel, tile and splits of an int8_linear call, as a dict.");
 }

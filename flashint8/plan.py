@@ -192,16 +192,21 @@ def _explain_int8_linear(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
 ) -> Plan:
     card = _resolve(x, card)
     device_type = "cpu" if card is None else "cuda"
-    _checks.check_int8_linear(x, weight, weight_scale, bias, device_type=device_type)
+    _checks.check_int8_linear(
+        x, weight, weight_scale, bias, activation=activation, device_type=device_type
+    )
     n, k = weight.shape
     sizes: dict[str, Any] = {
         "m": x.shape[:-1].numel(),
         "n": n,
         "k": k,
         "dtype": _checks.dtype_name(x.dtype),
+        "activation": activation,
     }
     if card is None:
         return _cpu_plan("int8_linear", sizes)

@@ -72,6 +72,7 @@ __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
   return v;
 }
 
+<<<<<<< HEAD
 // Two bytes, in the low half.
 __device__ __forceinline__ uint32_t load_shared_2(uint32_t address) {
   uint32_t v;
@@ -95,6 +96,13 @@ __device__ __forceinline__ void stmatrix_x4_trans(uint32_t address, const uint32
                "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
                : "memory");
 #endif
+=======
+// The lane, read anew: what an epilogue computes from it takes no register in the loop before.
+__device__ __forceinline__ int read_lane() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+>>>>>>> act
 }
 
 // Transposes an 8 x 8 matrix of 16-bit values spread over the warp: lane (g, t) gives M[g][2t,

@@ -138,7 +138,7 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
   const double weights = n * k, x = 2.0 * m * k;
   const double needs[] = {
       units * (products + kUnitClocks + per_sm * kUnitClocksPerBlock),
-      (weights + x + 2.0 * m * n) / (sms * rates.memory_bytes),
+      (weights + x + 2.0 * m * static_cast<double>(out_columns(p))) / (sms * rates.memory_bytes),
       (weights * static_cast<double>(tiles_m) + x * static_cast<double>(tiles_n)) /
           (sms * rates.l2_bytes),
   };
@@ -188,11 +188,11 @@ LinearPlan gemm_plan(const Int8LinearParams& p, const Card& card) {
 
 // Where the library's product on converted weights beats the gemm: on data-centre cards from Hopper
 // on, whose own matrix instructions (wgmma) are 1.6 times as fast as the mma.sync that the gemm
-// uses, once x has rows enough to hide the conversion.
+// uses, once x has rows enough to hide the conversion. It knows no activation.
 bool library_is_faster(const Int8LinearParams& p, const Card& card) {
   constexpr int64_t kManyRows = 512;
   if (card.compute_capability < 90 || card.compute_capability >= 120) return false;
-  if (p.m < kManyRows || p.k < 1) return false;
+  if (p.m < kManyRows || p.k < 1 || p.activation != Activation::kNone) return false;
   return p.x_rows.size[2] == 1 && p.x_rows.stride[3] >= p.k;  // a plain matrix
 }
 

@@ -36,8 +36,6 @@ struct AttentionPlan {
 AttentionPlan plan_attention(const AttentionParams& params, const Card& card);
 
 // kLibrary: weights are converted block_n channels at a time into a workspace, and torch's own
-// 16-bit product multiplies them: where its matrix instructions are faster than ours and x has many
-// rows.
 enum class LinearKernel : int32_t { kGemv = 0, kGemm = 1, kLibrary = 2, kGemmSm90 = 3 };
 
 struct LinearPlan {
