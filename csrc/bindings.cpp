@@ -75,7 +75,8 @@ Card make_card(const char* op, int compute_capability, int sm_count, int shared_
   return {.compute_capability = compute_capability,
           .sm_count = sm_count,
           .shared_memory_per_block = shared_memory_per_block,
-          .code = code > 0 ? code : compute_capability};
+          .code = code > 0 ? code : compute_capability,
+          .own_code = code == 0 || has_own_code(kCudaArchitectures, compute_capability)};
 }
 
 // A plan reads a pointer's alignment and nothing behind it.
@@ -192,9 +193,10 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
       params, make_card(kOp, compute_capability, sm_count, shared_memory_per_block));
 
   py::dict fields;
-  fields["kernel"] = plan.kernel == LinearKernel::kGemv   ? "gemv"
-                     : plan.kernel == LinearKernel::kGemm ? "gemm"
-                                                          : "library";
+  fields["kernel"] = plan.kernel == LinearKernel::kGemv       ? "gemv"
+                     : plan.kernel == LinearKernel::kGemm     ? "gemm"
+                     : plan.kernel == LinearKernel::kGemmSm90 ? "gemm_sm90"
+                                                              : "library";
   fields["dtype"] = dtype_name(plan.dtype);
   fields["block_m"] = plan.block_m;
   fields["block_n"] = plan.block_n;
@@ -203,6 +205,7 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
   fields["stages"] = plan.stages;
   fields["vectorized"] = plan.vectorized;
   fields["num_splits"] = plan.num_splits;
+  fields["cluster"] = plan.cluster;
   fields["dependent_launch"] = plan.dependent_launch;
   fields["num_blocks"] = plan.num_blocks;
   fields["shared_bytes"] = plan.shared_bytes;

@@ -72,7 +72,6 @@ __device__ __forceinline__ uint2 load_shared_8(uint32_t address) {
   return v;
 }
 
-<<<<<<< HEAD
 // Two bytes, in the low half.
 __device__ __forceinline__ uint32_t load_shared_2(uint32_t address) {
   uint32_t v;
@@ -96,13 +95,22 @@ __device__ __forceinline__ void stmatrix_x4_trans(uint32_t address, const uint32
                "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
                : "memory");
 #endif
-=======
+}
+
 // The lane, read anew: what an epilogue computes from it takes no register in the loop before.
 __device__ __forceinline__ int read_lane() {
   int lane;
   asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
   return lane;
->>>>>>> act
+}
+
+// Two matrices, at the addresses of lanes 0 .. 15.
+__device__ __forceinline__ void stmatrix_x2_trans(uint32_t address, uint32_t v0, uint32_t v1) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(address),
+               "r"(v0), "r"(v1)
+               : "memory");
+#endif
 }
 
 // Transposes an 8 x 8 matrix of 16-bit values spread over the warp: lane (g, t) gives M[g][2t,

@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     int stage = 0;
     uint32_t parity = 0;
     uint32_t weights[2][kSteps][4];
-    float sum[kBlockM / 2];
+    float sum[4 * kFragments];
     const auto read_weights = [&](uint32_t (&a)[kSteps][4]) {
       barrier_wait(full + 8 * stage, parity);
       const uint32_t address = read_w + stage * kBytesW;
@@ -160,14 +160,6 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     };
     const ClusterPlace walk = cluster_place();  // read again: a register less until here
     for (int tile = walk.cluster_x; tile < schedule.cluster_tiles; tile += walk.num_clusters_x) {
-      const int64_t channel = channels_of(tile) + warp_channel + g;
-      ChannelPair channels;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const bool valid = channel + 8 * h < p.n;
-        channels.scale[h] = valid ? p.weight_scale[channel + 8 * h] : 0.0f;
-        channels.bias[h] = valid ? load_bias<T>(p.bias, channel + 8 * h) : 0.0f;
-      }
       int oldest = stage;  // whose products may still run beside the newest
       // One stage: multiplies `now` with it, and meanwhile makes the next stage's weights ready.
       const auto step = [&](int i, uint32_t (&now)[kSteps][4], uint32_t (&next)[kSteps][4]) {
@@ -191,6 +183,14 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
         step(i, weights[0], weights[1]);
         if (i + 1 < num_steps) step(i + 1, weights[1], weights[0]);
       }
+      const int64_t channel = channels_of(tile) + warp_channel + g;
+      ChannelPair channels;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const bool valid = channel + 8 * h < p.n;
+        channels.scale[h] = valid ? p.weight_scale[channel + 8 * h] : 0.0f;
+        channels.bias[h] = valid ? load_bias<T>(p.bias, channel + 8 * h) : 0.0f;
+      }
       wgmma_wait<0>();
       release(oldest);
 
@@ -201,9 +201,10 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
                                           lane);
       if (schedule.cluster_k == 1) {
         warpgroup_sync(group);  // the last tile's output has been read
+        constexpr int kAtOnce = 4;  // more would need registers beside the sums
 #pragma unroll
-        for (int j = 0; j < kFragments; j += 2) {
-          output.stage(j, &sum[4 * j], channels);
+        for (int j = 0; j < kFragments; j += kAtOnce) {
+          output.template stage<kAtOnce>(j, &sum[4 * j], channels);
         }
         warpgroup_sync(group);
         output.write(0, kBlockM);
@@ -244,7 +245,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
               }
             }
           }
-          output.stage(j, total, channels);
+          output.template stage<2>(j, total, channels);
         }
         warpgroup_sync(group);
         output.write(16 * begin, 16 * end);

@@ -1,0 +1,92 @@
+// Which tile and which clusters the Hopper gemm takes: those with the least estimated time.
+#include "plan_sm90.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#include "variants.h"
+
+namespace flashint8 {
+
+namespace {
+
+// Clusters of `size` blocks that run at once, a block a multiprocessor. A cluster lies within one of
+// the parts of the chip, which have 16 or 18 multiprocessors, some of them switched off: measured on
+// an H100 with 132, others in proportion.
+int64_t clusters_at_once(int size, const Card& card) {
+  constexpr int kMeasured[kSm90MaxCluster + 1] = {0, 132, 66, 40, 24, 22, 17, 15, 15};
+  return std::max(int64_t{1}, int64_t{kMeasured[size]} * card.sm_count / 132);
+}
+
+// The time of one step of kSm90BlockK, by tile; fitted, as what follows, to 1,900 measurements on an
+// H100 (docs/performance.md), in microseconds. Meant only to rank candidates.
+constexpr double kStep[kNumSm90Tiles] = {0.317, 0.388, 0.476, 0.567};
+constexpr double kAlone = 1.30;       // where a block reads all rows of x for itself
+constexpr double kFourBlocks = 1.06;  // where four blocks keep step
+constexpr double kTile256 = 4.06;     // the start and end of a tile of 256 rows
+constexpr double kSplit = 1.35;       // of a split tile: the meeting of its blocks,
+constexpr double kSplit256 = 0.96;    // their exchange of sums, for 256 rows,
+constexpr double kSplitBlock = 0.30;  // and for each block
+constexpr double kBytesPerMicrosecond = 3.0e6;
+constexpr double kRamp = 1.0;
+
+double estimate(const Int8LinearParams& p, int tile, int cluster_n, int cluster_k,
+                int64_t cluster_tiles, const Card& card) {
+  const double part_of_256 = kSm90Tiles[tile].block_m / 256.0;
+  const int64_t rounds =
+      ceil_div(cluster_tiles, clusters_at_once(cluster_n * cluster_k, card));
+  const auto steps = static_cast<double>(ceil_div(gemm_k_tiles(p.k, kSm90BlockK), cluster_k));
+  double round = steps * kStep[tile] * (cluster_n == 1 ? kAlone : 1.0) + kTile256 * part_of_256;
+  if (cluster_k > 1) round += kSplit + kSplit256 * part_of_256 + kSplitBlock * cluster_k;
+  const double time = static_cast<double>(rounds) * round * (cluster_n == 4 ? kFourBlocks : 1.0);
+  const double m = static_cast<double>(p.m), n = static_cast<double>(p.n);
+  const double k = static_cast<double>(p.k);
+  return std::max(time, (n * k + 2.0 * m * (k + n)) / kBytesPerMicrosecond + kRamp);
+}
+
+}  // namespace
+
+bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectorized) {
+  constexpr int64_t kFewRows = 32;  // up to here the kernels for few rows are faster
+  constexpr int64_t kMostBytes = int64_t{1} << 40;  // between rows
+  if (!has_hopper_code(card) || !vectorized || p.m <= kFewRows || p.k < 1) return false;
+  if (p.k > INT32_MAX || p.weight_stride >= kMostBytes || p.weight_stride < p.k) return false;
+  const int64_t x_stride = p.x_rows.stride[3];
+  return p.x_rows.size[3] >= p.m && x_stride >= p.k && 2 * x_stride < kMostBytes;
+}
+
+LinearPlan sm90_plan(const Int8LinearParams& p, const Card& card) {
+  LinearPlan plan;
+  plan.kernel = LinearKernel::kGemmSm90;
+  plan.block_n = kSm90BlockN;
+  plan.block_k = kSm90BlockK;
+  plan.num_warps = kSm90Threads / 32;
+  const int steps = gemm_k_tiles(p.k, kSm90BlockK);
+  double best = 0;
+  for (int tile = 0; tile < kNumSm90Tiles; ++tile) {
+    if (sm90_shared_bytes(kSm90Tiles[tile]) > card.shared_memory_per_block) continue;
+    for (const int cluster_n : {1, 2, 4}) {
+      const int64_t tiles = ceil_div(p.m, kSm90Tiles[tile].block_m) *
+                            ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n);
+      if (tiles > INT32_MAX / kSm90MaxCluster) continue;
+      for (int cluster_k = 1; cluster_n * cluster_k <= kSm90MaxCluster; ++cluster_k) {
+        if (cluster_k > 1 && 2 * cluster_k > steps) break;
+        const double time = estimate(p, tile, cluster_n, cluster_k, tiles, card);
+        if (plan.block_m != 0 && time >= best) continue;
+        best = time;
+        plan.block_m = kSm90Tiles[tile].block_m;
+        plan.stages = kSm90Tiles[tile].stages;
+        plan.shared_bytes = sm90_shared_bytes(kSm90Tiles[tile]);
+        plan.cluster = cluster_n;
+        plan.num_splits = cluster_k;
+        // Blocks that share a tile leave after it; others go on to the next.
+        const int64_t at_once = clusters_at_once(cluster_n, card);
+        const int64_t clusters = cluster_k > 1 ? tiles : std::min(tiles, at_once);
+        plan.num_blocks = clusters * cluster_n * cluster_k;
+      }
+    }
+  }
+  return plan;
+}
+
+}  // namespace flashint8
