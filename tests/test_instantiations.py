@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from checking import attend_checked, linear_checked, make_qkv, quantised, randn
+from checking import ACTIVATIONS, attend_checked, linear_checked, make_qkv, quantised, randn
 from torch import Tensor
 
 import flashint8
@@ -81,9 +81,12 @@ def test_decode(
 
 
 def run_linear(m: int, n: int, k: int, dtype: torch.dtype, device: str) -> None:
+    """Without an activation, and with each; they are branches of the same kernel."""
     x = randn(m, k, dtype=dtype, device=device)
     bias = randn(n, dtype=dtype, device=device)
-    linear_checked(x, *quantised(n, k, device), bias)
+    weight, scale = quantised(n, k, device)
+    for activation in (None, *ACTIVATIONS):
+        linear_checked(x, weight, scale, bias, activation)
 
 
 def linear_problem(wanted: Callable[..., bool]) -> tuple[int, int, int]:

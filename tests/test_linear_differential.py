@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from checking import dtypes_on, linear_checked, quantised, randn
+from checking import ACTIVATIONS, dtypes_on, linear_checked, quantised, randn
 from torch import Tensor
 
 # Most products are small, so that thousands are soon done: elements of x, weight and output.
@@ -27,6 +27,9 @@ def draw(rng: random.Random, device: str) -> dict:
     n = near_edge(rng, 2500)
     k = rng.choice((near_edge(rng, 2500), 16 * rng.randint(1, 300)))
     n = max(1, min(n, MOST_WORK[device] // (m * k)))
+    activation = rng.choice((None, None, *ACTIVATIONS))
+    if activation == "silu_mul":
+        n += n % 2
     return {
         "sizes": (m, n, k),
         "dtype": rng.choice(dtypes_on(device)),
@@ -34,6 +37,7 @@ def draw(rng: random.Random, device: str) -> dict:
         "weight_pad": rng.choice((0, 0, 16, 3)),
         "bias": rng.random() < 0.5,
         "magnitude": rng.choice((1.0, 1.0, 30.0)),
+        "activation": activation,
     }
 
 
@@ -68,6 +72,6 @@ def test_random_configuration(device: str, differential_index: int, request) -> 
         weight = wide[:, :k]
     bias = randn(n, dtype=case["dtype"], device=device) if case["bias"] else None
     try:
-        linear_checked(x, weight, scale, bias)
+        linear_checked(x, weight, scale, bias, case["activation"])
     except Exception as error:
         pytest.fail(f"seed {seed}: {case}: {error}")
