@@ -25,9 +25,7 @@ import flashint8
 Problem = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
-def problem(
-    m: int, n: int, k: int, dtype: torch.dtype, device: str, bias: bool = True
-) -> Problem:
+def problem(m: int, n: int, k: int, dtype: torch.dtype, device: str, bias: bool = True) -> Problem:
     """y of a standard deviation of about 2, so that every part of the curves is met."""
     x = randn(m, k, dtype=dtype, device=device)
     weight, scale = quantised(n, k, device, spread=5 / math.sqrt(max(k, 1)))
@@ -84,7 +82,9 @@ def test_layouts(device: str, activation: str) -> None:
     for dtype in dtypes_on(device):
         for leading in ((), (2, 3), (2, 1, 3), (0,), (2, 0, 3)):
             weight, scale = quantised(24, 40, device)
-            linear_checked(randn(*leading, 40, dtype=dtype, device=device), weight, scale, None, activation)
+            linear_checked(
+                randn(*leading, 40, dtype=dtype, device=device), weight, scale, None, activation
+            )
         for m, n, k in ((0, 4, 8), (3, 0, 8), (3, 4, 0)):
             linear_checked(*problem(m, n, k, dtype, device), activation)
         x, weight, scale, bias = problem(9, 40, 48, dtype, device)
@@ -144,7 +144,9 @@ def test_nan_and_infinity(device: str, m: int) -> None:
             if activation != "silu_mul":
                 wide = torch.full((m, 8), large, dtype=dtype, device=device)
                 wide[:, 1:] = 0
-                assert_same_bits(linear(wide, weight, scale, None, activation)[:, 0], wide[:, 0], activation)
+                assert_same_bits(
+                    linear(wide, weight, scale, None, activation)[:, 0], wide[:, 0], activation
+                )
                 low = linear(-wide, weight, scale, None, activation)
                 assert float(low.abs().max()) < 1e-15, activation
 

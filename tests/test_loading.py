@@ -87,7 +87,9 @@ def test_int8_is_the_quantised_original(kind: str, tmp_path: Path) -> None:
     if kind == "llama":
         pairs = ours.blocks[1].mlp.gate_up_pairs
         for i, part in enumerate(("gate", "up")):
-            q, scale = flashint8.quantize_per_channel(state[f"model.layers.1.mlp.{part}_proj.weight"])
+            q, scale = flashint8.quantize_per_channel(
+                state[f"model.layers.1.mlp.{part}_proj.weight"]
+            )
             assert torch.equal(pairs.weight[i::2], q)
             assert torch.equal(pairs.weight_scale[i::2], scale)
     assert ours.embed is None

@@ -164,7 +164,7 @@ def test_state_of_gate_and_up_is_brought_into_turn() -> None:
 
 
 def test_quantized_later_the_gate_stays_an_operator() -> None:
-    """A float model that quantize_model turns to int8 keeps its rows, and its gate, where they are."""
+    """A float model that quantize_model turns to int8 keeps its rows and its gate."""
     model = Llama(TINY_LLAMA, linears="float", dtype=torch.float32)
     tokens = draw_tokens(1, 9)
     before = model(tokens)

@@ -216,9 +216,7 @@ def test_attention_backward_names_what_to_use(device: str, which: str) -> None:
 
 @pytest.mark.parametrize("activation", [None, "silu_mul"])
 @pytest.mark.parametrize("which", ["x", "bias"])
-def test_linear_backward_names_what_to_use(
-    device: str, which: str, activation: str | None
-) -> None:
+def test_linear_backward_names_what_to_use(device: str, which: str, activation: str | None) -> None:
     x = randn(3, 16, dtype=torch.float16, device=device)
     bias = randn(6, dtype=torch.float16, device=device)
     weight, scale = quantised(6, 16, device)
