@@ -230,8 +230,8 @@ PYBIND11_MODULE(_C, module) {
              "The CUDA kernel, tile and splits of an attention call, as a dict.");
   module.def("int8_linear_plan", &int8_linear_plan, py::kw_only(), arg("m"), arg("n"), arg("k"),
              arg("dtype"), arg("activation") = py::none(), arg("vectorized") = true,
-             arg("plain_rows") = true,
-             arg("compute_capability"), arg("sm_count"), arg("shared_memory_per_block"),
+             arg("plain_rows") = true, arg("compute_capability"), arg("sm_count"),
+             arg("shared_memory_per_block"),
              "The CUDA kernel, tile and splits of an int8_linear call, as a dict.");
 }
 

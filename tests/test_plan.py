@@ -106,6 +106,19 @@ def test_few_rows_and_many_rows_differ(card: Card) -> None:
     assert ("library" if card.compute_capability == 90 else "gemm") in many.kernel
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "silu_mul"])
+def test_activations_run_in_our_kernels(card: Card, activation: str) -> None:
+    """torch's product cannot apply one; with few rows nothing changes."""
+    few, many = linear_args(1, 4096, 4096), linear_args(2048, 4096, 4096)
+    plan = explain("int8_linear", *many, activation=activation, card=card)
+    assert (plan.kernel, plan.details["activation"]) == ("gemm", activation)
+    plain = explain("int8_linear", *few, card=card)
+    plan = explain("int8_linear", *few, activation=activation, card=card)
+    assert plan.details == {**plain.details, "activation": activation}
+    with pytest.raises(ValueError, match="activation must be gelu"):
+        explain("int8_linear", *few, activation="relu", card=card)
+
+
 def test_plans_are_pure(card: Card) -> None:
     """Same numbers in, same plan out, whatever was asked in between."""
     first = [explain("attention", *qkv(shape, 64), card=card) for shape in SHAPES]

@@ -23,9 +23,10 @@ Activation check_activation(const std::string& name, int64_t n) {
     fail("int8_linear: activation must be ", kActivationNames, ", got '", name, "'");
   }
   if (*activation == Activation::kSiluMul && n % 2 != 0) {
-    fail("int8_linear: activation silu_mul needs an even number of weight rows (gate and up in "
-         "turn), got ",
-         n);
+    fail(
+        "int8_linear: activation silu_mul needs an even number of weight rows (gate and up in "
+        "turn), got ",
+        n);
   }
   return *activation;
 }

@@ -28,7 +28,7 @@ class SwigluMlp(nn.Module):
         self.pairs = isinstance(gate_up, QuantLinear)
         if self.pairs:
             self.gate_up_pairs = gate_up
-            self.register_load_state_dict_pre_hook(_rows_in_turn)
+            self.register_load_state_dict_pre_hook(_rows_in_turn)  # type: ignore[no-untyped-call]
         else:
             self.gate_up = gate_up
         self.down = linear(inner, hidden, config.mlp_bias)

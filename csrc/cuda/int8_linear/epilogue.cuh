@@ -34,10 +34,11 @@ struct ChannelPair {  // of channels n + g and n + g + 8
 };
 
 // Applies the activation to a scaled fragment, layout in mma.cuh: lane (g, t) has channels g, g + 8
-// of rows 2t, 2t + 1. Gated, its 16 channels become 8 columns, of which lane (g, t) gets column g in
-// y[0], y[1]. A pair of channels lies in lanes (g, t), (g + 1, t), g even: the first of them takes
-// the pair of channels g, g + 1, the second that of g + 8, g + 9; each sends its neighbour the half
-// of the other's pair, and what comes of its own to the column's lane. The whole warp calls it.
+// of rows 2t, 2t + 1. Gated, its 16 channels become 8 columns, of which lane (g, t) gets column g
+// in y[0], y[1]. A pair of channels lies in lanes (g, t), (g + 1, t), g even: the first of them
+// takes the pair of channels g, g + 1, the second that of g + 8, g + 9; each sends its neighbour
+// the half of the other's pair, and what comes of its own to the column's lane. The whole warp
+// calls it.
 __device__ __forceinline__ void activate(float (&y)[4], Activation activation, int lane) {
   if (activation == Activation::kSiluMul) {
     const bool second = lane & 4;
@@ -102,10 +103,13 @@ class OutputTile {
   uint16_t* out_;
 };
 
-// Finishes and stores a warp's sums, sum[i][j] as in OutputTile, from row m and channel n (a multiple
-// of 16) on; they are overwritten. channels_of(i, g): scale and bias of the lane's two channels of
-// fragments i. The whole warp calls it. In passes, so that the code of no activation is short, and
-// none is jumped to and fro.
+// Finishes and stores a warp's sums, sum[i][j] as in OutputTile, from row m and channel n (a
+// multiple of 16) on; they are overwritten. channels_of(i, g): scale and bias of the lane's two
+// channels of fragments i. The whole warp calls it.
+//
+// In three passes over the fragments: the code of the activations, which is unrolled for each of
+// them, is then one stretch that is jumped over where there is none, and nothing of the stores is
+// held in registers while it runs. The other order spilled.
 template <typename T, int kTilesN, int kTilesM, typename ChannelsOf>
 __device__ __forceinline__ void store_output(const Int8LinearParams& p, int64_t m, int64_t n,
                                              float (&sum)[kTilesN][kTilesM][4],

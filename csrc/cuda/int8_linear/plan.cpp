@@ -139,7 +139,7 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
   const double weights = n * k, x = 2.0 * m * k;
   const double needs[] = {
       units * (products + kUnitClocks + per_sm * kUnitClocksPerBlock),
-      (weights + x + 2.0 * m * static_cast<double>(out_columns(p))) / (sms * rates.memory_bytes),
+      (weights + x + 2.0 * m * n) / (sms * rates.memory_bytes),
       (weights * static_cast<double>(tiles_m) + x * static_cast<double>(tiles_n)) /
           (sms * rates.l2_bytes),
   };

@@ -36,7 +36,8 @@ constexpr float kGeluStep = 0.27f;
 constexpr float kGeluEnd = 14.0f;
 constexpr float kGeluExponent = -0.7213475204444817f;  // -log2(e) / 2
 constexpr int kGeluTerms = 9;
-constexpr float kGeluTail[kGeluTerms] = {  // of t^0 first
+constexpr float kGeluTail[kGeluTerms] = {
+    // of t^0 first
     0.10772018879652023f, 0.10755050927400589f,  0.10175919532775879f,
     0.0722401812672615f,  0.10739968717098236f,  -0.06862135231494904f,
     0.16929171979427338f, -0.12625543773174286f, 0.028915314003825188f};
