@@ -156,9 +156,9 @@ def int8_linear(
 
     The weight becomes 16-bit in registers inside the product, never in memory. The symmetric
     per-channel scheme is that of Dettmers et al., "LLM.int8()" (arXiv:2208.07339), for weights.
-    On Hopper from 512 rows on, weights are converted part by part (at most 32 MiB at a time) and
-    torch's own product multiplies them (`explain` says "library"): there the accuracy is that of
-    F.linear on 16-bit weights. Not so with an activation, which our kernels alone apply.
+    On data-centre Blackwell from 512 rows on, weights are converted part by part (at most 32 MiB at
+    a time) and torch's own product multiplies them (`explain` says "library"): there the accuracy
+    is that of F.linear on 16-bit weights. Not so with an activation, which our kernels alone apply.
 
     Args:
         x: (..., K), float16 or bfloat16, on the CPU float32 too; the last dimension is contiguous.

@@ -7,7 +7,11 @@ at hand, is that kernel is run and compared; a card on which none is fails the t
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,6 +206,25 @@ def test_library_product_in_parts(cuda: str, dtype: torch.dtype) -> None:
     scale = torch.empty(n, dtype=torch.float32, device="meta")
     plan = flashint8.explain("int8_linear", x, weight, scale, card=card)
     if plan.kernel != "library":
-        pytest.skip(f"sm_{card.compute_capability} multiplies with the gemm")
+        pytest.skip(f"sm_{card.compute_capability} multiplies with kernels of ours")
     assert plan.details["num_blocks"] > 1
     run_linear(m, n, k, dtype, cuda)
+
+
+def test_library_by_the_plan_of_another_card(cuda: str) -> None:
+    """Data-centre Blackwell takes the library's product; its plan, executed here."""
+    if "FLASHINT8_PLAN_CARD" in os.environ:
+        pytest.skip("plans are made for another card already")
+    tests = Path(__file__).parent
+    selected = [f"{__file__}::test_library_product_in_parts", str(tests / "test_int8_linear.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda", *selected],
+        cwd=tests.parent,
+        env={**os.environ, "FLASHINT8_PLAN_CARD": "100,132,232448"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout

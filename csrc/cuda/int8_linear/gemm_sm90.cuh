@@ -39,7 +39,7 @@ namespace flashint8::cuda {
 
 template <typename T, int kTile>
 __global__ void __launch_bounds__(kSm90Threads, 1)
-    int8_linear_sm90_kernel(const __grid_constant__ Int8LinearParams p,
+    int8_linear_gemm_sm90_kernel(const __grid_constant__ Int8LinearParams p,
                             const __grid_constant__ CUtensorMap map_w,
                             const __grid_constant__ CUtensorMap map_x,
                             const __grid_constant__ Sm90Schedule schedule) {

@@ -19,7 +19,7 @@ template <typename T, int kTile>
 cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan,
                            cudaStream_t stream) {
   constexpr Sm90Tile kShape = kSm90Tiles[kTile];
-  constexpr auto kKernel = &int8_linear_sm90_kernel<T, kTile>;
+  constexpr auto kKernel = &int8_linear_gemm_sm90_kernel<T, kTile>;
   constexpr int kBytes = sm90_shared_bytes(kShape);
   if (const cudaError_t error = allow_shared_memory<kKernel>(kBytes)) return error;
   const Sm90Schedule schedule = sm90_schedule(p, kShape.block_m, plan.cluster, plan.num_splits);

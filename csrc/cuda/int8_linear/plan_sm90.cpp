@@ -52,7 +52,7 @@ bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectori
   if (!has_hopper_code(card) || !vectorized || p.m <= kFewRows || p.k < 1) return false;
   if (p.k > INT32_MAX || p.weight_stride >= kMostBytes || p.weight_stride < p.k) return false;
   const int64_t x_stride = p.x_rows.stride[3];
-  return p.x_rows.size[3] >= p.m && x_stride >= p.k && 2 * x_stride < kMostBytes;
+  return p.x_rows.size[2] == 1 && x_stride >= p.k && 2 * x_stride < kMostBytes;
 }
 
 LinearPlan sm90_plan(const Int8LinearParams& p, const Card& card) {
