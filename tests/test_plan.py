@@ -227,7 +227,8 @@ def test_hopper_clusters(m: int) -> None:
         details, what = plan.details, f"M {m} N {n} K {k}: {plan}"
         assert plan.kernel == "gemm_sm90", what
         size = details["cluster"] * details["num_splits"]
-        assert size <= 8 and details["num_blocks"] % size == 0, what
+        assert size <= 8, what
+        assert details["num_blocks"] % size == 0, what
         assert details["num_splits"] <= -(-k // details["block_k"]), what
         columns = details["block_n"] * details["cluster"]
         tiles = -(-m // details["block_m"]) * -(-n // columns)

@@ -40,9 +40,9 @@ namespace flashint8::cuda {
 template <typename T, int kTile>
 __global__ void __launch_bounds__(kSm90Threads, 1)
     int8_linear_gemm_sm90_kernel(const __grid_constant__ Int8LinearParams p,
-                            const __grid_constant__ CUtensorMap map_w,
-                            const __grid_constant__ CUtensorMap map_x,
-                            const __grid_constant__ Sm90Schedule schedule) {
+                                 const __grid_constant__ CUtensorMap map_w,
+                                 const __grid_constant__ CUtensorMap map_x,
+                                 const __grid_constant__ Sm90Schedule schedule) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr Sm90Tile kShape = kSm90Tiles[kTile];
   constexpr int kBlockM = kShape.block_m, kStages = kShape.stages;
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       // Rows of x that the blocks along n need alike: each brings a part of them to all.
       const int shared_rows = schedule.box_rows;
       const uint32_t bytes = kBytesW + shared_rows * schedule.cluster_n * (2 * kSm90BlockK);
-      const auto blocks = static_cast<uint16_t>(((1 << schedule.cluster_n) - 1)
-                                                << (part * schedule.cluster_n));
+      const auto blocks =
+          static_cast<uint16_t>(((1 << schedule.cluster_n) - 1) << (part * schedule.cluster_n));
       const uint64_t policy_w =
           schedule.tiles_m == 1 ? l2_evict_first_policy() : l2_evict_normal_policy();
       const uint64_t policy_x = l2_evict_normal_policy();
@@ -197,10 +197,10 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       if (tile + walk.num_clusters_x >= schedule.cluster_tiles) {
         allow_dependent_launch();
       }
-      const Sm90Output<T, kBlockM> output(p, staged, rows_of(tile), channels_of(tile), group, warp % 4,
-                                          lane);
+      const Sm90Output<T, kBlockM> output(p, staged, rows_of(tile), channels_of(tile), group,
+                                          warp % 4, lane);
       if (schedule.cluster_k == 1) {
-        warpgroup_sync(group);  // the last tile's output has been read
+        warpgroup_sync(group);      // the last tile's output has been read
         constexpr int kAtOnce = 4;  // more would need registers beside the sums
 #pragma unroll
         for (int j = 0; j < kFragments; j += kAtOnce) {

@@ -11,13 +11,12 @@
 namespace flashint8::cuda {
 
 // Boxes of `box_rows` x 64 elements of a row-major matrix, rows row_bytes apart.
-cudaError_t describe_matrix(CUtensorMap* map, CUtensorMapDataType type,
-                            CUtensorMapSwizzle swizzle, const void* data, int64_t rows,
-                            int64_t columns, int64_t row_bytes, int box_rows);
+cudaError_t describe_matrix(CUtensorMap* map, CUtensorMapDataType type, CUtensorMapSwizzle swizzle,
+                            const void* data, int64_t rows, int64_t columns, int64_t row_bytes,
+                            int box_rows);
 
 template <typename T, int kTile>
-cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan,
-                           cudaStream_t stream) {
+cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cudaStream_t stream) {
   constexpr Sm90Tile kShape = kSm90Tiles[kTile];
   constexpr auto kKernel = &int8_linear_gemm_sm90_kernel<T, kTile>;
   constexpr int kBytes = sm90_shared_bytes(kShape);
@@ -29,9 +28,9 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan,
                           p.weight, p.n, p.k, p.weight_stride, kSm90BlockN)) {
     return error;
   }
-  if (const cudaError_t error = describe_matrix(
-          &map_x, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_SWIZZLE_128B, p.x, p.m, p.k,
-          2 * p.x_rows.stride[3], schedule.box_rows)) {
+  if (const cudaError_t error =
+          describe_matrix(&map_x, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_SWIZZLE_128B, p.x,
+                          p.m, p.k, 2 * p.x_rows.stride[3], schedule.box_rows)) {
     return error;
   }
   cudaLaunchAttribute attributes[2] = {};

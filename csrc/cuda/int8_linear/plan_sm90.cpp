@@ -10,16 +10,16 @@ namespace flashint8 {
 
 namespace {
 
-// Clusters of `size` blocks that run at once, a block a multiprocessor. A cluster lies within one of
-// the parts of the chip, which have 16 or 18 multiprocessors, some of them switched off: measured on
-// an H100 with 132, others in proportion.
+// Clusters of `size` blocks that run at once, a block a multiprocessor. A cluster lies within one
+// of the parts of the chip, which have 16 or 18 multiprocessors, some of them switched off:
+// measured on an H100 with 132, others in proportion.
 int64_t clusters_at_once(int size, const Card& card) {
   constexpr int kMeasured[kSm90MaxCluster + 1] = {0, 132, 66, 40, 24, 22, 17, 15, 15};
   return std::max(int64_t{1}, int64_t{kMeasured[size]} * card.sm_count / 132);
 }
 
-// The time of one step of kSm90BlockK, by tile; fitted, as what follows, to 1,900 measurements on an
-// H100 (docs/performance.md), in microseconds. Meant only to rank candidates.
+// The time of one step of kSm90BlockK, by tile; fitted, as what follows, to 1,900 measurements on
+// an H100 (docs/performance.md), in microseconds. Meant only to rank candidates.
 constexpr double kStep[kNumSm90Tiles] = {0.317, 0.388, 0.476, 0.567};
 constexpr double kAlone = 1.30;       // where a block reads all rows of x for itself
 constexpr double kFourBlocks = 1.06;  // where four blocks keep step
@@ -33,8 +33,7 @@ constexpr double kRamp = 1.0;
 double estimate(const Int8LinearParams& p, int tile, int cluster_n, int cluster_k,
                 int64_t cluster_tiles, const Card& card) {
   const double part_of_256 = kSm90Tiles[tile].block_m / 256.0;
-  const int64_t rounds =
-      ceil_div(cluster_tiles, clusters_at_once(cluster_n * cluster_k, card));
+  const int64_t rounds = ceil_div(cluster_tiles, clusters_at_once(cluster_n * cluster_k, card));
   const auto steps = static_cast<double>(ceil_div(gemm_k_tiles(p.k, kSm90BlockK), cluster_k));
   double round = steps * kStep[tile] * (cluster_n == 1 ? kAlone : 1.0) + kTile256 * part_of_256;
   if (cluster_k > 1) round += kSplit + kSplit256 * part_of_256 + kSplitBlock * cluster_k;
@@ -66,8 +65,8 @@ LinearPlan sm90_plan(const Int8LinearParams& p, const Card& card) {
   for (int tile = 0; tile < kNumSm90Tiles; ++tile) {
     if (sm90_shared_bytes(kSm90Tiles[tile]) > card.shared_memory_per_block) continue;
     for (const int cluster_n : {1, 2, 4}) {
-      const int64_t tiles = ceil_div(p.m, kSm90Tiles[tile].block_m) *
-                            ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n);
+      const int64_t tiles =
+          ceil_div(p.m, kSm90Tiles[tile].block_m) * ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n);
       if (tiles > INT32_MAX / kSm90MaxCluster) continue;
       for (int cluster_k = 1; cluster_n * cluster_k <= kSm90MaxCluster; ++cluster_k) {
         if (cluster_k > 1 && 2 * cluster_k > steps) break;

@@ -5,8 +5,8 @@
 
 namespace flashint8 {
 
-// Whether it can multiply this: a plain matrix x, and rows that the copy engine reads. `vectorized`:
-// 16-byte loads from both.
+// Whether it can multiply this: a plain matrix x, and rows that the copy engine reads.
+// `vectorized`: 16-byte loads from both.
 bool sm90_can_multiply(const Int8LinearParams& params, const Card& card, bool vectorized);
 
 // Its tile, clusters and grid for that problem.

@@ -10,10 +10,10 @@
 
 namespace flashint8::cuda {
 
-// A warpgroup's part of a tile: 64 channels x kBlockM rows. What comes of it, 64 columns (gated: 32),
-// is staged as rows of 128 bytes, whose 16-byte pieces are exchanged (piece ^ (row & 7)), so that
-// eight rows of one piece, as stmatrix writes, and the pieces of one row, as they are read, lie in
-// different banks.
+// A warpgroup's part of a tile: 64 channels x kBlockM rows. What comes of it, 64 columns (gated:
+// 32), is staged as rows of 128 bytes, whose 16-byte pieces are exchanged (piece ^ (row & 7)), so
+// that eight rows of one piece, as stmatrix writes, and the pieces of one row, as they are read,
+// lie in different banks.
 template <typename T, int kBlockM>
 class Sm90Output {
  public:
@@ -30,8 +30,8 @@ class Sm90Output {
         lane_(lane),
         gated_(p.activation == Activation::kSiluMul) {}
 
-  // The sums of kCount fragments (64 channels x 8 rows, layout in wgmma.cuh), j the first of them, to
-  // shared memory. In passes, as store_output.
+  // The sums of kCount fragments (64 channels x 8 rows, layout in wgmma.cuh), j the first of them,
+  // to shared memory. In passes, as store_output.
   template <int kCount>
   __device__ __forceinline__ void stage(int j, const float* sum,
                                         const ChannelPair& channels) const {

@@ -35,10 +35,9 @@ inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, int block_m, int cl
   s.cluster_n = cluster_n;
   s.cluster_k = cluster_k;
   s.tiles_m = static_cast<int>(ceil_div(p.m, block_m));
-  s.cluster_tiles =
-      s.tiles_m * static_cast<int>(ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n));
-  // Fewer than a tile's where x has fewer: boxes mostly outside of a matrix are slow. What stands in
-  // the other rows is multiplied, and not stored.
+  s.cluster_tiles = s.tiles_m * static_cast<int>(ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n));
+  // Fewer than a tile's where x has fewer: boxes mostly outside of a matrix are slow. What stands
+  // in the other rows is multiplied, and not stored.
   s.box_rows = static_cast<int>(
       std::min<int64_t>(block_m / cluster_n, ceil_div(p.m, int64_t{8} * cluster_n) * 8));
   const int k_steps = gemm_k_tiles(p.k, kSm90BlockK);

@@ -30,8 +30,8 @@ struct Card {
 // (cuda/device/dependent_launch.cuh), so that it may be launched before that one has ended.
 inline bool waits_on_device(const Card& card) { return card.code >= 90; }
 
-// Whether the card runs code with Hopper's own instructions: products of warpgroups, the copy engine,
-// clusters of blocks.
+// Whether the card runs code with Hopper's own instructions: products of warpgroups, the copy
+// engine, clusters of blocks.
 inline bool has_hopper_code(const Card& card) {
   return card.own_code && card.code == 90 && card.compute_capability == 90;
 }
