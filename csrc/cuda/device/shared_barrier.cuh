@@ -34,6 +34,10 @@ __device__ __forceinline__ void barrier_arrive_in(uint32_t barrier, uint32_t ran
       : "memory");
 }
 
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+
 // Waits for the end of the phase of this parity; what the copies that count on it wrote is visible
 // then.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {

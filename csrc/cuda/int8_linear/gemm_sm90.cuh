@@ -7,9 +7,10 @@
 // Layout: out^T = W x^T. Channels are the m = 64 side of wgmma, whose operand comes from registers,
 // where int8 becomes 16 bits; rows of x are the n side, read from shared memory by the tensor
 // cores as they lie. k is in order there, so that of each 16 a lane (g, t) needs the weights 2t,
-// 2t + 1 and 2t + 8, 2t + 9 of its two channels: four reads of two bytes. The 64 bytes of k of a
-// weight row are swizzled by the copy engine (piece ^ (row / 2 & 3)), so that a warp's eight rows
-// meet eight different 16 bytes modulo 128.
+// 2t + 1 and 2t + 8, 2t + 9 of its two channels: four reads of two bytes. The 128 bytes of k of a
+// weight row are swizzled by the copy engine (piece ^ (row & 7)), so that a warp's eight rows meet
+// eight different 16 bytes modulo 128. That is two stages' k: the copy engine takes a row of a box
+// at a time, so that rows of 64 bytes would come half as fast.
 //
 // Time: while the products of one stage run, the weights of the next are read and converted into
 // other registers. Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32
@@ -37,6 +38,19 @@
 
 namespace flashint8::cuda {
 
+// Where in a ring: the place, and the parity of its barriers' phase.
+template <int kPlaces>
+struct RingPlace {
+  int index;
+  uint32_t parity;
+
+  __device__ __forceinline__ void advance() {
+    if (++index < kPlaces) return;
+    index = 0;
+    parity ^= 1;
+  }
+};
+
 template <typename T, int kTile>
 __global__ void __launch_bounds__(kSm90Threads, 1)
     int8_linear_gemm_sm90_kernel(const __grid_constant__ Int8LinearParams p,
@@ -46,18 +60,18 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr Sm90Tile kShape = kSm90Tiles[kTile];
   constexpr int kBlockM = kShape.block_m, kStages = kShape.stages;
-  constexpr int kBytesX = kBlockM * 2 * kSm90BlockK, kBytesW = kSm90BlockN * kSm90BlockK;
-  constexpr int kStageBytes = kBytesX + kBytesW;
+  constexpr int kSlots = kShape.weight_slots, kBlockK = kSm90BlockK;
+  constexpr int kBytesX = kBlockM * 2 * kBlockK, kBytesW = kSm90BlockN * 2 * kBlockK;
   constexpr int kFragments = kBlockM / 8;  // of 64 channels x 8 rows, a warpgroup
   constexpr int kSteps = kSm90BlockK / 16;
   static_assert(kBlockM % 16 == 0 && kBytesX % 1024 == 0);
 
   extern __shared__ __align__(1024) uint8_t shared[];
-  const uint32_t ring = shared_address(shared);  // x of all stages, then weights
+  const uint32_t ring = shared_address(shared);  // stages of x, then slots of weights
   const uint32_t ring_w = ring + kStages * kBytesX;
-  const uint32_t staged = ring + kStages * kStageBytes;  // output, on its way out
-  const uint32_t full = staged + kBlockM * 2 * kSm90BlockN;
-  const uint32_t empty = full + kStages * 8;
+  const uint32_t staged = ring_w + kSlots * kBytesW;  // output, on its way out
+  const uint32_t full = staged + kBlockM * 2 * kSm90BlockN, empty = full + 8 * kStages;
+  const uint32_t full_w = empty + 8 * kStages, empty_w = full_w + 8 * kSlots;
 
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int cluster_size = schedule.cluster_n * schedule.cluster_k;
@@ -75,14 +89,18 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       barrier_init(full + 8 * s, 1);
       barrier_init(empty + 8 * s, kSm90Warps * schedule.cluster_n);
     }
+    for (int s = 0; s < kSlots; ++s) {
+      barrier_init(full_w + 8 * s, 1);
+      barrier_init(empty_w + 8 * s, kSm90Warps);
+    }
     barrier_init_fence();
   }
   if (warp == kSm90Warps && lane == 31) {
     prefetch_map(&map_w);
     prefetch_map(&map_x);
   }
-  if (warp == kSm90Warps && lane < kStages && lane < num_steps) {
-    prefetch_box(&map_w, (first_step + lane) * kSm90BlockK, channels_of(place.cluster_x));
+  if (warp == kSm90Warps && lane < kSlots && 2 * lane < num_steps) {
+    prefetch_box(&map_w, (first_step + 2 * lane) * kBlockK, channels_of(place.cluster_x));
   }
   if (cluster_size > 1) {
     cluster_meet();
@@ -96,35 +114,38 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     if (warp == kSm90Warps && lane == 0) {
       // Rows of x that the blocks along n need alike: each brings a part of them to all.
       const int shared_rows = schedule.box_rows;
-      const uint32_t bytes = kBytesW + shared_rows * schedule.cluster_n * (2 * kSm90BlockK);
+      const uint32_t bytes = shared_rows * schedule.cluster_n * (2 * kBlockK);
       const auto blocks =
           static_cast<uint16_t>(((1 << schedule.cluster_n) - 1) << (part * schedule.cluster_n));
       const uint64_t policy_w =
           schedule.tiles_m == 1 ? l2_evict_first_policy() : l2_evict_normal_policy();
       const uint64_t policy_x = l2_evict_normal_policy();
-      const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kSm90BlockK);
-      int stage = 0;
-      uint32_t parity = 1;  // of a phase before the first: the ring begins empty
+      const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kBlockK);
+      RingPlace<kStages> stage{0, 1};  // the parity of a phase before the first: rings begin empty
+      RingPlace<kSlots> slot{0, 1};
       for (int tile = place.cluster_x; tile < schedule.cluster_tiles;
            tile += place.num_clusters_x) {
         const int row = rows_of(tile) + rank_n * shared_rows, channel = channels_of(tile);
 #pragma unroll 1
         for (int i = 0; i < num_steps; ++i) {
-          const int column = (first_step + i) * kSm90BlockK;
-          const uint32_t barrier = full + 8 * stage;
-          barrier_wait(empty + 8 * stage, parity);
+          const int column = (first_step + i) * kBlockK;
+          if (i % 2 == 0) {
+            const uint32_t barrier = full_w + 8 * slot.index;
+            barrier_wait(empty_w + 8 * slot.index, slot.parity);
+            barrier_expect(barrier, kBytesW);
+            copy_box(ring_w + slot.index * kBytesW, &map_w, column, channel, barrier, policy_w);
+            slot.advance();
+          }
+          const uint32_t barrier = full + 8 * stage.index;
+          barrier_wait(empty + 8 * stage.index, stage.parity);
           barrier_expect(barrier, bytes);
-          copy_box(ring_w + stage * kBytesW, &map_w, column, channel, barrier, policy_w);
-          const uint32_t x = ring + stage * kBytesX + offset_x;
+          const uint32_t x = ring + stage.index * kBytesX + offset_x;
           if (schedule.cluster_n > 1) {
             copy_box_to(blocks, x, &map_x, column, row, barrier, policy_x);
           } else {
             copy_box(x, &map_x, column, row, barrier, policy_x);
           }
-          if (++stage == kStages) {
-            stage = 0;
-            parity ^= 1;
-          }
+          stage.advance();
         }
       }
     }
@@ -134,22 +155,28 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     take_registers<232>();
     const int g = lane / 4, t = lane % 4;
     const int group = warp / 4, warp_channel = warp * 16;  // of the block's channels
-    // Of step 0: each step's bits are at the same address with other bits 4 and 5.
-    const uint32_t read_w = ring_w + (warp_channel + g) * kSm90BlockK + (g / 2 & 3) * 16 + 2 * t;
-    int stage = 0;
-    uint32_t parity = 0;
+    // Of a slot's first 16 k: those of the others are at the same address with other bits 4 to 6.
+    const uint32_t read_w = ring_w + (warp_channel + g) * (2 * kBlockK) + 16 * g + 2 * t;
+    RingPlace<kStages> stage{0, 0};
+    RingPlace<kSlots> slot{0, 0};
     uint32_t weights[2][kSteps][4];
     float sum[4 * kFragments];
-    const auto read_weights = [&](uint32_t (&a)[kSteps][4]) {
-      barrier_wait(full + 8 * stage, parity);
-      const uint32_t address = read_w + stage * kBytesW;
+    // Weights of half a slot; `last`: the slot is not read any more.
+    const auto read_weights = [&](int half, bool last, uint32_t (&a)[kSteps][4]) {
+      if (half == 0) barrier_wait(full_w + 8 * slot.index, slot.parity);
+      const uint32_t address = read_w + slot.index * kBytesW;
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          a[s][i] = Int8To16<T>::pair(
-              load_shared_2((address ^ 16 * s) + i % 2 * (8 * kSm90BlockK) + i / 2 * 8));
+          a[s][i] = Int8To16<T>::pair(load_shared_2((address ^ 16 * (s + half * kSteps)) +
+                                                    i % 2 * (8 * 2 * kBlockK) + i / 2 * 8));
         }
+      }
+      if (half == 1 || last) {
+        __syncwarp();
+        if (lane == 0) barrier_arrive(empty_w + 8 * slot.index);
+        slot.advance();
       }
     };
     const auto release = [&](int& oldest) {
@@ -160,28 +187,28 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     };
     const ClusterPlace walk = cluster_place();  // read again: a register less until here
     for (int tile = walk.cluster_x; tile < schedule.cluster_tiles; tile += walk.num_clusters_x) {
-      int oldest = stage;  // whose products may still run beside the newest
-      // One stage: multiplies `now` with it, and meanwhile makes the next stage's weights ready.
-      const auto step = [&](int i, uint32_t (&now)[kSteps][4], uint32_t (&next)[kSteps][4]) {
-        const uint64_t x = wgmma_matrix(ring + stage * kBytesX);
+      int oldest = stage.index;  // whose products may still run beside the newest
+      // One stage: multiplies `now` with it, and meanwhile makes the next stage's weights ready,
+      // of this half of a slot.
+      const auto step = [&](int i, int half, uint32_t (&now)[kSteps][4],
+                            uint32_t (&next)[kSteps][4]) {
+        const uint64_t x = wgmma_matrix(ring + stage.index * kBytesX);
+        barrier_wait(full + 8 * stage.index, stage.parity);
         wgmma_fence();
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
           Wgmma<T, kBlockM>::multiply(sum, now[s], x + 2 * s, i > 0 || s > 0);
         }
         wgmma_commit();
-        if (++stage == kStages) {
-          stage = 0;
-          parity ^= 1;
-        }
+        stage.advance();
         wgmma_wait<1>();  // `next` is not read any more
         if (i > 0) release(oldest);
-        if (i + 1 < num_steps) read_weights(next);
+        if (i + 1 < num_steps) read_weights(half, i + 2 == num_steps, next);
       };
-      read_weights(weights[0]);
+      read_weights(0, num_steps == 1, weights[0]);
       for (int i = 0; i < num_steps; i += 2) {
-        step(i, weights[0], weights[1]);
-        if (i + 1 < num_steps) step(i + 1, weights[1], weights[0]);
+        step(i, 1, weights[0], weights[1]);
+        if (i + 1 < num_steps) step(i + 1, 0, weights[1], weights[0]);
       }
       const int64_t channel = channels_of(tile) + warp_channel + g;
       ChannelPair channels;

@@ -10,10 +10,10 @@
 
 namespace flashint8::cuda {
 
-// Boxes of `box_rows` x 64 elements of a row-major matrix, rows row_bytes apart.
-cudaError_t describe_matrix(CUtensorMap* map, CUtensorMapDataType type, CUtensorMapSwizzle swizzle,
-                            const void* data, int64_t rows, int64_t columns, int64_t row_bytes,
-                            int box_rows);
+// Boxes of `box_rows` rows of 128 bytes, swizzled, of a row-major matrix whose elements have
+// `element_bytes` (1 or 2) and whose rows begin row_bytes apart.
+cudaError_t describe_matrix(CUtensorMap* map, int element_bytes, const void* data, int64_t rows,
+                            int64_t columns, int64_t row_bytes, int box_rows);
 
 template <typename T, int kTile>
 cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cudaStream_t stream) {
@@ -23,14 +23,12 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cu
   if (const cudaError_t error = allow_shared_memory<kKernel>(kBytes)) return error;
   const Sm90Schedule schedule = sm90_schedule(p, kShape.block_m, plan.cluster, plan.num_splits);
   CUtensorMap map_w, map_x;
-  if (const cudaError_t error =
-          describe_matrix(&map_w, CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_SWIZZLE_64B,
-                          p.weight, p.n, p.k, p.weight_stride, kSm90BlockN)) {
+  if (const cudaError_t error = describe_matrix(&map_w, 1, p.weight, p.n, p.k, p.weight_stride,
+                                                kSm90BlockN)) {
     return error;
   }
-  if (const cudaError_t error =
-          describe_matrix(&map_x, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_SWIZZLE_128B, p.x,
-                          p.m, p.k, 2 * p.x_rows.stride[3], schedule.box_rows)) {
+  if (const cudaError_t error = describe_matrix(&map_x, 2, p.x, p.m, p.k,
+                                                2 * p.x_rows.stride[3], schedule.box_rows)) {
     return error;
   }
   cudaLaunchAttribute attributes[2] = {};

@@ -41,13 +41,15 @@ constexpr GemmTile kGemmTiles[] = {
     {64, 128, 1, 4, 1, 4, 2}, {128, 128, 2, 2, 1, 4, 2},
 };
 constexpr int kNumGemmTiles = sizeof(kGemmTiles) / sizeof(kGemmTiles[0]);
-// Of the Hopper gemm, which stages its output in shared memory beside the ring.
+// Of the Hopper gemm. x comes in stages of kSm90BlockK, weights in slots of twice as many k: their rows
+// of 128 bytes are what the copy engine moves at once. The output is staged behind both.
 struct Sm90Tile {
   int block_m;
   int stages;
+  int weight_slots;
 };
 
-constexpr Sm90Tile kSm90Tiles[] = {{64, 10}, {128, 7}, {192, 5}, {256, 4}};
+constexpr Sm90Tile kSm90Tiles[] = {{64, 10, 6}, {128, 7, 4}, {192, 5, 3}, {256, 4, 2}};
 constexpr int kNumSm90Tiles = sizeof(kSm90Tiles) / sizeof(kSm90Tiles[0]);
 constexpr int kSm90BlockN = 128;
 constexpr int kSm90BlockK = 64;
@@ -56,8 +58,10 @@ constexpr int kSm90Threads = 32 * (kSm90Warps + 4);
 constexpr int kSm90MaxCluster = 8;
 
 FLASHINT8_HOST_DEVICE constexpr int sm90_shared_bytes(const Sm90Tile& tile) {
-  const int stage = kSm90BlockK * (2 * tile.block_m + kSm90BlockN);
-  return tile.stages * (stage + 2 * 8) + 2 * tile.block_m * kSm90BlockN;
+  const int x = tile.stages * 2 * kSm90BlockK * tile.block_m;
+  const int weights = tile.weight_slots * 2 * kSm90BlockK * kSm90BlockN;
+  const int barriers = 2 * 8 * (tile.stages + tile.weight_slots);
+  return x + weights + 2 * tile.block_m * kSm90BlockN + barriers;
 }
 
 constexpr int kGemmChunkK = 64;  // the k that a lane quad's 4 x 16 weight bytes cover
