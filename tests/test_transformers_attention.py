@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checking import assert_close
-from hf_models import CONFIGS, batch, logits, make, peer, transformers
+from hf_models import CACHE, CONFIGS, batch, logits, make, peer, transformers
 from torch import Tensor
 from transformers import masking_utils
 
@@ -59,11 +59,11 @@ def test_logits(name: str, device: str) -> None:
     )
     with torch.inference_mode():
         first = {key: value[:, :13] for key, value in inputs.items()}
-        cache = ours(**first, use_cache=True).past_key_values
+        cache = getattr(ours(**first, use_cache=True), CACHE)
         rest = ours(
             input_ids=inputs["input_ids"][:, 13:],
             attention_mask=inputs["attention_mask"],
-            past_key_values=cache,
+            **{CACHE: cache},
         ).logits
     assert_near(rest[1], want[1, 13:], device, "the second part")  # (a row without padding)
 
@@ -124,7 +124,7 @@ def test_beams_and_continued_caches() -> None:
                 cache_implementation=kind if kind == "static" else None,
                 return_dict_in_generate=True,
             )
-            cache, ids = out.past_key_values, out.sequences
+            cache, ids = getattr(out, CACHE), out.sequences
             more = torch.cat([ids, ids[:, :3]], 1)
             mask = torch.cat([inputs["attention_mask"], torch.ones(3, more.shape[1] - 11)], 1)
             if kind == "dynamic":
@@ -132,7 +132,7 @@ def test_beams_and_continued_caches() -> None:
                     model.generate(
                         more,
                         attention_mask=mask.long(),
-                        past_key_values=cache,
+                        **{CACHE: cache},
                         max_new_tokens=5,
                         do_sample=False,
                     )
@@ -155,7 +155,8 @@ def call(**options: Any) -> tuple[Tensor, None]:
 REFUSED_CALLS = {
     "sinks": ({"s_aux": torch.ones(4)}, "attention sinks"),
     "bias": ({"position_bias": torch.ones(1)}, "a position bias"),
-    "cache": ({"cache": object()}, "a paged cache"),
+    "paged": ({"read_index": [torch.ones(2)], "cu_seq_lens_q": torch.ones(2)}, "a paged cache"),
+    "paged, blocks": ({"block_table": torch.ones(1, 2)}, "a paged cache"),
     "packed": ({"cu_seq_lens_q": torch.ones(2)}, "packed sequences"),
     "dropout": ({"dropout": 0.1}, r"dropout \(0.1\)"),
     "weights": ({"output_attentions": True}, "output_attentions"),
