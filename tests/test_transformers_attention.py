@@ -100,6 +100,39 @@ def test_padding_is_not_dropped(device: str) -> None:
     assert not torch.equal(first, unmasked)
 
 
+def test_without_its_mask_function_padding_would_be_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Why both are registered: transformers then passes no mask, and says nothing."""
+    ours = make("llama")
+    ours.set_attn_implementation("fi8")
+    inputs = batch()
+    real = inputs["attention_mask"].bool()
+    want = logits(ours, **inputs)[real]
+    known = masking_utils.AttentionMaskInterface._global_mapping
+    monkeypatch.setattr(
+        masking_utils.AttentionMaskInterface,
+        "_global_mapping",
+        {name: function for name, function in known.items() if name != fi8.ATTENTION},
+    )
+    assert not torch.allclose(logits(ours, **inputs)[real], want, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
+def test_sliding_caches_slide(name: str) -> None:
+    """The caches of test_greedy_tokens hold no more keys than the window."""
+    ours = make(name)
+    ours.set_attn_implementation("fi8")
+    window = ours.config.sliding_window
+    options = {"max_new_tokens": 14, "do_sample": False, "return_dict_in_generate": True}
+    for kind, most in (("dynamic", window - 1), ("static", window)):
+        out = ours.generate(**batch(), **options, cache_implementation=kind)
+        layer = getattr(out, CACHE).layers[0]
+        assert layer.is_sliding
+        assert "Static" in type(layer).__name__ or kind == "dynamic"
+        assert layer.keys.shape[2] == most
+
+
 def test_right_padding(device: str) -> None:
     theirs, ours = both("llama", device)
     inputs = batch(device)
