@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.23")
 
 # The cache is the argument and the output `cache` from 5.24 on, `past_key_values` before.
 _create = inspect.signature(inspect.unwrap(transformers.masking_utils.create_causal_mask))

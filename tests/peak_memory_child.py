@@ -20,7 +20,7 @@ LAYERS, SIZE = 24, 2048
 
 
 def memory(key: str) -> int:
-    """VmRSS, VmHWM or RssAnon of this process; its own, unlike getrusage's, which has a parent's."""
+    """VmRSS, VmHWM or RssAnon of this process; getrusage's can be a parent's."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 

@@ -93,7 +93,9 @@ MAPPING = mapping_rows()
 @pytest.mark.parametrize(("have", "here"), MAPPING, ids=[have for have, _ in MAPPING])
 def test_calls_of_the_mapping_table(have: str, here: str, tmp_path: Path) -> None:
     """What the table gives for other libraries' calls runs, and says what they say."""
-    fi8 = pytest.importorskip("flashint8.integrations.transformers")
+    pytest.importorskip("transformers", minversion="5.23")
+    import flashint8.integrations.transformers as fi8
+
     path = tmp_path / "x.safetensors"
     flashint8.save_quantized(torch.nn.Sequential(torch.nn.Linear(8, 8)), path)
     tall = have.startswith("FlashAttention: `flash_attn_func")  # (B, T, H, D)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.23")
 pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

@@ -146,7 +146,7 @@ def test_sharded(tmp_path: Path) -> None:
     assert_refused(tmp_path, "model-1.safetensors: not a safetensors file")
 
 
-# ---- compressed-tensors' int-quantized form (as its version 0.20 writes it) ---------------------------------------------------
+# ---- compressed-tensors' int-quantized form, as its version 0.20 writes it ----------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from typing import Any
 
@@ -230,14 +229,3 @@ def test_holes_are_refused(device: str) -> None:
             mask(attention_mask=padding, device=device)
     with pytest.raises(ValueError, match="attention_mask has 3 places, there are more tokens"):
         mask(attention_mask=torch.ones(2, 3), q_offset=1, kv_length=4)
-
-
-def test_an_older_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its mask functions got cache_position in q_offset's place."""
-
-    def sdpa_mask(batch_size: int, cache_position: Tensor, kv_length: int) -> None:
-        pass
-
-    monkeypatch.setattr(masking_utils, "sdpa_mask", sdpa_mask)
-    with pytest.raises(ImportError, match=r"needs transformers 5\.23 or newer, got 5\."):
-        importlib.reload(fi8)
