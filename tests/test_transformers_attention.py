@@ -141,6 +141,23 @@ def test_right_padding(device: str) -> None:
     assert_near(logits(ours, **inputs)[real], logits(theirs, **inputs)[real], device, "right")
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2"])
+def test_several_tokens_against_a_cache(name: str) -> None:
+    """Prompts in chunks, and tokens guessed from the prompt and checked together."""
+    theirs, ours = both(name, "cpu")
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6, 7]])
+    ways: list[dict[str, Any]] = [
+        {"cache_implementation": "dynamic", "prefill_chunk_size": 4},
+        {"cache_implementation": "static", "prefill_chunk_size": 4},
+        {"cache_implementation": "dynamic", "prompt_lookup_num_tokens": 3},
+    ]
+    if name == "llama" and CACHE == "cache":  # static caches can be cropped from 5.24 on
+        ways.append({"cache_implementation": "static", "prompt_lookup_num_tokens": 3})
+    for way in ways:
+        want = theirs.generate(ids, max_new_tokens=14, do_sample=False, **way)
+        assert torch.equal(ours.generate(ids, max_new_tokens=14, do_sample=False, **way), want), way
+
+
 def test_beams_and_continued_caches() -> None:
     theirs, ours = both("qwen2", "cpu")
     options = {"max_new_tokens": 8, "do_sample": False, "num_beams": 3}
