@@ -242,6 +242,8 @@ def test_few_rows_are_not_for_hoppers_gemm() -> None:
     for m in (1, 8, 16, 32):
         kernel = explain("int8_linear", *linear_args(m, 11008, 4096), card=card).kernel
         assert kernel in ("gemv", "gemm")
+    for n in (4096, 14336):  # measured: a weight of medium size; tiles for nearly the whole chip
+        assert explain("int8_linear", *linear_args(32, n, 4096), card=card).kernel == "gemm_sm90"
     # 16-byte loads are what the copy engine does
     assert explain("int8_linear", *linear_args(100, 4096, 77), card=card).kernel == "gemv"
 

@@ -9,11 +9,10 @@
 // cores as they lie. k is in order there, so that of each 16 a lane (g, t) needs the weights 2t,
 // 2t + 1 and 2t + 8, 2t + 9 of its two channels: four reads of two bytes. The 128 bytes of k of a
 // weight row are swizzled by the copy engine (piece ^ (row & 7)), so that a warp's eight rows meet
-// eight different 16 bytes modulo 128. That is two stages' k: the copy engine takes a row of a box
-// at a time, so that rows of 64 bytes would come half as fast.
+// eight different 16 bytes modulo 128.
 //
-// Time: while the products of one stage run, the weights of the next are read and converted into
-// other registers. Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32
+// Time: while the products of one step run, the weights of the next are read and converted into
+// other registers. Few rows leave registers for steps of 128 k, whose meetings cost half as much. Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32
 // at most), the weights (8 to 16) and these reads (8 to 16).
 //
 // Blocks that share a tile leave their fp32 sums in their own shared memory, and each adds all of
@@ -60,11 +59,13 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr Sm90Tile kShape = kSm90Tiles[kTile];
   constexpr int kBlockM = kShape.block_m, kStages = kShape.stages;
-  constexpr int kSlots = kShape.weight_slots, kBlockK = kSm90BlockK;
-  constexpr int kBytesX = kBlockM * 2 * kBlockK, kBytesW = kSm90BlockN * 2 * kBlockK;
+  constexpr int kSlots = kShape.slots, kBlockK = kShape.block_k;
+  constexpr int kStepsPerSlot = kSm90SlotK / kBlockK;
+  constexpr int kBoxBytes = kBlockM * 2 * kSm90BoxK, kBoxes = kBlockK / kSm90BoxK;  // of x
+  constexpr int kBytesX = kBoxes * kBoxBytes, kBytesW = kSm90BlockN * kSm90SlotK;
   constexpr int kFragments = kBlockM / 8;  // of 64 channels x 8 rows, a warpgroup
-  constexpr int kSteps = kSm90BlockK / 16;
-  static_assert(kBlockM % 16 == 0 && kBytesX % 1024 == 0);
+  constexpr int kProducts = kBlockK / 16;  // of wgmma, a step
+  static_assert(kBlockM % 16 == 0 && kBoxBytes % 1024 == 0 && kStepsPerSlot <= 2);
 
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t ring = shared_address(shared);  // stages of x, then slots of weights
@@ -99,8 +100,8 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     prefetch_map(&map_w);
     prefetch_map(&map_x);
   }
-  if (warp == kSm90Warps && lane < kSlots && 2 * lane < num_steps) {
-    prefetch_box(&map_w, (first_step + 2 * lane) * kBlockK, channels_of(place.cluster_x));
+  if (warp == kSm90Warps && lane < kSlots && kStepsPerSlot * lane < num_steps) {
+    prefetch_box(&map_w, first_step * kBlockK + lane * kSm90SlotK, channels_of(place.cluster_x));
   }
   if (cluster_size > 1) {
     cluster_meet();
@@ -114,13 +115,13 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     if (warp == kSm90Warps && lane == 0) {
       // Rows of x that the blocks along n need alike: each brings a part of them to all.
       const int shared_rows = schedule.box_rows;
-      const uint32_t bytes = shared_rows * schedule.cluster_n * (2 * kBlockK);
+      const uint32_t bytes = kBoxes * shared_rows * schedule.cluster_n * (2 * kSm90BoxK);
       const auto blocks =
           static_cast<uint16_t>(((1 << schedule.cluster_n) - 1) << (part * schedule.cluster_n));
       const uint64_t policy_w =
           schedule.tiles_m == 1 ? l2_evict_first_policy() : l2_evict_normal_policy();
       const uint64_t policy_x = l2_evict_normal_policy();
-      const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kBlockK);
+      const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kSm90BoxK);
       RingPlace<kStages> stage{0, 1};  // the parity of a phase before the first: rings begin empty
       RingPlace<kSlots> slot{0, 1};
       for (int tile = place.cluster_x; tile < schedule.cluster_tiles;
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 #pragma unroll 1
         for (int i = 0; i < num_steps; ++i) {
           const int column = (first_step + i) * kBlockK;
-          if (i % 2 == 0) {
+          if (i % kStepsPerSlot == 0) {
             const uint32_t barrier = full_w + 8 * slot.index;
             barrier_wait(empty_w + 8 * slot.index, slot.parity);
             barrier_expect(barrier, kBytesW);
@@ -139,11 +140,14 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
           const uint32_t barrier = full + 8 * stage.index;
           barrier_wait(empty + 8 * stage.index, stage.parity);
           barrier_expect(barrier, bytes);
-          const uint32_t x = ring + stage.index * kBytesX + offset_x;
-          if (schedule.cluster_n > 1) {
-            copy_box_to(blocks, x, &map_x, column, row, barrier, policy_x);
-          } else {
-            copy_box(x, &map_x, column, row, barrier, policy_x);
+#pragma unroll
+          for (int box = 0; box < kBoxes; ++box) {
+            const uint32_t x = ring + stage.index * kBytesX + box * kBoxBytes + offset_x;
+            if (schedule.cluster_n > 1) {
+              copy_box_to(blocks, x, &map_x, column + box * kSm90BoxK, row, barrier, policy_x);
+            } else {
+              copy_box(x, &map_x, column + box * kSm90BoxK, row, barrier, policy_x);
+            }
           }
           stage.advance();
         }
@@ -156,24 +160,24 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     const int g = lane / 4, t = lane % 4;
     const int group = warp / 4, warp_channel = warp * 16;  // of the block's channels
     // Of a slot's first 16 k: those of the others are at the same address with other bits 4 to 6.
-    const uint32_t read_w = ring_w + (warp_channel + g) * (2 * kBlockK) + 16 * g + 2 * t;
+    const uint32_t read_w = ring_w + (warp_channel + g) * kSm90SlotK + 16 * g + 2 * t;
     RingPlace<kStages> stage{0, 0};
     RingPlace<kSlots> slot{0, 0};
-    uint32_t weights[2][kSteps][4];
+    uint32_t weights[2][kProducts][4];
     float sum[4 * kFragments];
-    // Weights of half a slot; `last`: the slot is not read any more.
-    const auto read_weights = [&](int half, bool last, uint32_t (&a)[kSteps][4]) {
+    // A step's weights, of the first or second half of a slot; `last`: it is not read any more.
+    const auto read_weights = [&](int half, bool last, uint32_t (&a)[kProducts][4]) {
       if (half == 0) barrier_wait(full_w + 8 * slot.index, slot.parity);
       const uint32_t address = read_w + slot.index * kBytesW;
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
+      for (int s = 0; s < kProducts; ++s) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          a[s][i] = Int8To16<T>::pair(load_shared_2((address ^ 16 * (s + half * kSteps)) +
-                                                    i % 2 * (8 * 2 * kBlockK) + i / 2 * 8));
+          a[s][i] = Int8To16<T>::pair(load_shared_2((address ^ 16 * (s + half * kProducts)) +
+                                                    i % 2 * (8 * kSm90SlotK) + i / 2 * 8));
         }
       }
-      if (half == 1 || last) {
+      if (half == kStepsPerSlot - 1 || last) {
         __syncwarp();
         if (lane == 0) barrier_arrive(empty_w + 8 * slot.index);
         slot.advance();
@@ -190,14 +194,15 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       int oldest = stage.index;  // whose products may still run beside the newest
       // One stage: multiplies `now` with it, and meanwhile makes the next stage's weights ready,
       // of this half of a slot.
-      const auto step = [&](int i, int half, uint32_t (&now)[kSteps][4],
-                            uint32_t (&next)[kSteps][4]) {
+      const auto step = [&](int i, int half, uint32_t (&now)[kProducts][4],
+                            uint32_t (&next)[kProducts][4]) {
         const uint64_t x = wgmma_matrix(ring + stage.index * kBytesX);
         barrier_wait(full + 8 * stage.index, stage.parity);
         wgmma_fence();
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          Wgmma<T, kBlockM>::multiply(sum, now[s], x + 2 * s, i > 0 || s > 0);
+        for (int s = 0; s < kProducts; ++s) {
+          Wgmma<T, kBlockM>::multiply(sum, now[s], x + (s / 4 * (kBoxBytes / 16) + s % 4 * 2),
+                                      i > 0 || s > 0);
         }
         wgmma_commit();
         stage.advance();
@@ -207,7 +212,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       };
       read_weights(0, num_steps == 1, weights[0]);
       for (int i = 0; i < num_steps; i += 2) {
-        step(i, 1, weights[0], weights[1]);
+        step(i, kStepsPerSlot - 1, weights[0], weights[1]);
         if (i + 1 < num_steps) step(i + 1, 0, weights[1], weights[0]);
       }
       const int64_t channel = channels_of(tile) + warp_channel + g;

@@ -18,15 +18,19 @@ int64_t clusters_at_once(int size, const Card& card) {
   return std::max(int64_t{1}, int64_t{kMeasured[size]} * card.sm_count / 132);
 }
 
-// The time of one step of kSm90BlockK, by tile; fitted, as what follows, to 1,900 measurements on
-// an H100 (docs/performance.md), in microseconds. Meant only to rank candidates.
-constexpr double kStep[kNumSm90Tiles] = {0.317, 0.388, 0.476, 0.567};
-constexpr double kAlone = 1.30;       // where a block reads all rows of x for itself
-constexpr double kFourBlocks = 1.06;  // where four blocks keep step
-constexpr double kTile256 = 4.06;     // the start and end of a tile of 256 rows
-constexpr double kSplit = 1.35;       // of a split tile: the meeting of its blocks,
-constexpr double kSplit256 = 0.96;    // their exchange of sums, for 256 rows,
-constexpr double kSplitBlock = 0.30;  // and for each block
+// In microseconds, fitted to 3,000 measurements on an H100 (docs/performance.md) and meant only to
+// rank candidates. By tile: the time of 64 k, and its factor where a block reads all rows of x for
+// itself. That is the faster way in the end, where many tiles follow each other.
+constexpr double kStep[kNumSm90Tiles] = {0.283, 0.375, 0.472, 0.567};
+constexpr double kAlone[kNumSm90Tiles] = {1.13, 1.07, 1.30, 1.23};
+constexpr double kAloneLong = 0.95;
+constexpr int64_t kLongRounds = 4;
+constexpr double kFourBlocks = 1.08;  // where four blocks keep step
+constexpr double kTile = 1.20;        // the start and end of a tile,
+constexpr double kTile256 = 2.35;     // and for 256 rows
+constexpr double kSplit = 0.62;       // of a split tile: the meeting of its blocks,
+constexpr double kSplit256 = 2.21;    // their exchange of sums, for 256 rows,
+constexpr double kSplitBlock = 0.19;  // and for each block
 constexpr double kBytesPerMicrosecond = 3.0e6;
 constexpr double kRamp = 1.0;
 
@@ -34,8 +38,11 @@ double estimate(const Int8LinearParams& p, int tile, int cluster_n, int cluster_
                 int64_t cluster_tiles, const Card& card) {
   const double part_of_256 = kSm90Tiles[tile].block_m / 256.0;
   const int64_t rounds = ceil_div(cluster_tiles, clusters_at_once(cluster_n * cluster_k, card));
-  const auto steps = static_cast<double>(ceil_div(gemm_k_tiles(p.k, kSm90BlockK), cluster_k));
-  double round = steps * kStep[tile] * (cluster_n == 1 ? kAlone : 1.0) + kTile256 * part_of_256;
+  const int block_k = kSm90Tiles[tile].block_k;
+  const int64_t steps = ceil_div(gemm_k_tiles(p.k, block_k), cluster_k) * block_k / 64;
+  double step = kStep[tile];
+  if (cluster_n == 1) step *= rounds < kLongRounds ? kAlone[tile] : kAloneLong;
+  double round = static_cast<double>(steps) * step + kTile + kTile256 * part_of_256;
   if (cluster_k > 1) round += kSplit + kSplit256 * part_of_256 + kSplitBlock * cluster_k;
   const double time = static_cast<double>(rounds) * round * (cluster_n == 4 ? kFourBlocks : 1.0);
   const double m = static_cast<double>(p.m), n = static_cast<double>(p.n);
@@ -43,12 +50,23 @@ double estimate(const Int8LinearParams& p, int tile, int cluster_n, int cluster_
   return std::max(time, (n * k + 2.0 * m * (k + n)) / kBytesPerMicrosecond + kRamp);
 }
 
+// With few rows the time is that of reading the weights, and the kernels for few rows are faster:
+// always up to 16 rows; up to 32 where they, too, are, or where the tiles leave many
+// multiprocessors without work. Measured, as the thresholds of plan.cpp.
+bool few_rows(const Int8LinearParams& p, const Card& card) {
+  constexpr int64_t kFew = 16, kSome = 32;
+  constexpr int64_t kSmallWeight = int64_t{4} << 20, kMediumWeight = int64_t{17} << 20;
+  if (p.m <= kFew || p.m > kSome) return p.m <= kFew;
+  if (p.n * p.k <= kMediumWeight) return p.n * p.k <= kSmallWeight;
+  const int64_t tiles = ceil_div(p.n, kSm90BlockN);
+  return 5 * tiles < 4 * ceil_div(tiles, card.sm_count) * card.sm_count;
+}
+
 }  // namespace
 
 bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectorized) {
-  constexpr int64_t kFewRows = 32;  // up to here the kernels for few rows are faster
   constexpr int64_t kMostBytes = int64_t{1} << 40;  // between rows
-  if (!has_hopper_code(card) || !vectorized || p.m <= kFewRows || p.k < 1) return false;
+  if (!has_hopper_code(card) || !vectorized || p.k < 1 || few_rows(p, card)) return false;
   if (p.k > INT32_MAX || p.weight_stride >= kMostBytes || p.weight_stride < p.k) return false;
   const int64_t x_stride = p.x_rows.stride[3];
   return p.x_rows.size[2] == 1 && x_stride >= p.k && 2 * x_stride < kMostBytes;
@@ -58,12 +76,11 @@ LinearPlan sm90_plan(const Int8LinearParams& p, const Card& card) {
   LinearPlan plan;
   plan.kernel = LinearKernel::kGemmSm90;
   plan.block_n = kSm90BlockN;
-  plan.block_k = kSm90BlockK;
   plan.num_warps = kSm90Threads / 32;
-  const int steps = gemm_k_tiles(p.k, kSm90BlockK);
   double best = 0;
   for (int tile = 0; tile < kNumSm90Tiles; ++tile) {
     if (sm90_shared_bytes(kSm90Tiles[tile]) > card.shared_memory_per_block) continue;
+    const int steps = gemm_k_tiles(p.k, kSm90Tiles[tile].block_k);
     for (const int cluster_n : {1, 2, 4}) {
       const int64_t tiles =
           ceil_div(p.m, kSm90Tiles[tile].block_m) * ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n);
@@ -74,6 +91,7 @@ LinearPlan sm90_plan(const Int8LinearParams& p, const Card& card) {
         if (plan.block_m != 0 && time >= best) continue;
         best = time;
         plan.block_m = kSm90Tiles[tile].block_m;
+        plan.block_k = kSm90Tiles[tile].block_k;
         plan.stages = kSm90Tiles[tile].stages;
         plan.shared_bytes = sm90_shared_bytes(kSm90Tiles[tile]);
         plan.cluster = cluster_n;

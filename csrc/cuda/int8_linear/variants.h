@@ -41,26 +41,29 @@ constexpr GemmTile kGemmTiles[] = {
     {64, 128, 1, 4, 1, 4, 2}, {128, 128, 2, 2, 1, 4, 2},
 };
 constexpr int kNumGemmTiles = sizeof(kGemmTiles) / sizeof(kGemmTiles[0]);
-// Of the Hopper gemm. x comes in stages of kSm90BlockK, weights in slots of twice as many k: their rows
-// of 128 bytes are what the copy engine moves at once. The output is staged behind both.
+// Of the Hopper gemm. x comes in stages of block_k, weights in slots of kSm90SlotK: their rows of 128
+// bytes are what the copy engine moves at once. The output is staged behind both.
 struct Sm90Tile {
   int block_m;
+  int block_k;  // of a step: a whole slot of weights, or half of one
   int stages;
-  int weight_slots;
+  int slots;
 };
 
-constexpr Sm90Tile kSm90Tiles[] = {{64, 10, 6}, {128, 7, 4}, {192, 5, 3}, {256, 4, 2}};
+constexpr Sm90Tile kSm90Tiles[] = {
+    {64, 128, 6, 6}, {128, 128, 4, 4}, {192, 64, 5, 3}, {256, 64, 4, 2}};
 constexpr int kNumSm90Tiles = sizeof(kSm90Tiles) / sizeof(kSm90Tiles[0]);
 constexpr int kSm90BlockN = 128;
-constexpr int kSm90BlockK = 64;
+constexpr int kSm90SlotK = 128;
+constexpr int kSm90BoxK = 64;  // of x, in a box
 constexpr int kSm90Warps = 8;  // that multiply, in two warpgroups; a third one copies
 constexpr int kSm90Threads = 32 * (kSm90Warps + 4);
 constexpr int kSm90MaxCluster = 8;
 
 FLASHINT8_HOST_DEVICE constexpr int sm90_shared_bytes(const Sm90Tile& tile) {
-  const int x = tile.stages * 2 * kSm90BlockK * tile.block_m;
-  const int weights = tile.weight_slots * 2 * kSm90BlockK * kSm90BlockN;
-  const int barriers = 2 * 8 * (tile.stages + tile.weight_slots);
+  const int x = tile.stages * 2 * tile.block_k * tile.block_m;
+  const int weights = tile.slots * kSm90SlotK * kSm90BlockN;
+  const int barriers = 2 * 8 * (tile.stages + tile.slots);
   return x + weights + 2 * tile.block_m * kSm90BlockN + barriers;
 }
 
