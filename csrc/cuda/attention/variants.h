@@ -45,6 +45,34 @@ constexpr PrefillVariant kPrefillVariants[] = {
 };
 constexpr size_t kNumPrefillVariants = sizeof(kPrefillVariants) / sizeof(kPrefillVariants[0]);
 
+// The Hopper prefill kernel: a block's warpgroups have 64 queries each; one more brings the tiles.
+struct Sm90PrefillTile {
+  int head_dim;
+  int block_m;  // queries of a block
+  int block_n;  // keys of a tile
+  int stages;   // tiles in the ring, of keys and of values
+  int registers;           // of a thread that multiplies
+  int producer_registers;  // of one of the warpgroup that brings tiles
+  bool turns;              // the warpgroups multiply in turns
+
+  constexpr int groups() const { return block_m / 64; }
+  constexpr int threads() const { return 128 * (groups() + 1); }
+  constexpr int query_bytes() const { return block_m * head_dim * 2; }
+  constexpr int tile_bytes() const { return block_n * head_dim * 2; }
+  // Queries, the output on its way out, the ring, and the barriers: of the queries, of a tile that
+  // is rewritten, and of each stage four.
+  constexpr int barriers_offset() const { return 2 * query_bytes() + 2 * stages * tile_bytes(); }
+  constexpr int shared_bytes() const { return barriers_offset() + 8 * (3 + 4 * stages); }
+};
+
+constexpr Sm90PrefillTile kSm90PrefillTiles[] = {
+    {64, 128, 128, 4, 240, 24, true}, {64, 192, 128, 4, 160, 32, true},
+    {64, 128, 192, 3, 240, 24, true}, {64, 128, 128, 4, 240, 24, false},
+    {128, 128, 128, 2, 240, 24, true},
+    {128, 128, 128, 2, 240, 24, false},
+};
+constexpr size_t kNumSm90PrefillTiles = sizeof(kSm90PrefillTiles) / sizeof(kSm90PrefillTiles[0]);
+
 // The decode kernel: its head_dim sizes, and the keys of one warp's tile.
 constexpr int kDecodeHeadDims[] = {64, 128, 256};
 constexpr int kDecodeRows = 16;

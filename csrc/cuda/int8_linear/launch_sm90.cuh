@@ -1,19 +1,23 @@
 // Launches the Hopper gemm: describes weights and x to the copy engine, and forms clusters.
 #pragma once
 
-#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include "../function_attributes.cuh"
+#include "../tensor_map.h"
 #include "gemm_sm90.cuh"
 #include "launch.cuh"
 
 namespace flashint8::cuda {
 
-// Boxes of `box_rows` x 64 elements of a row-major matrix, rows row_bytes apart.
-cudaError_t describe_matrix(CUtensorMap* map, CUtensorMapDataType type,
-                            CUtensorMapSwizzle swizzle, const void* data, int64_t rows,
-                            int64_t columns, int64_t row_bytes, int box_rows);
+// Boxes of `box_rows` x kSm90BlockK elements of a row-major matrix, rows row_bytes apart.
+inline cudaError_t describe_matrix(CUtensorMap* map, CUtensorMapDataType type,
+                                   CUtensorMapSwizzle swizzle, const void* data, int64_t rows,
+                                   int64_t columns, int64_t row_bytes, int box_rows) {
+  const int64_t sizes[2] = {columns, rows};
+  const int box[2] = {kSm90BlockK, box_rows};
+  return describe_tensor(map, type, swizzle, data, 2, sizes, &row_bytes, box);
+}
 
 template <typename T, int kTile>
 cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan,
