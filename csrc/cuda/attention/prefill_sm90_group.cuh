@@ -223,8 +223,12 @@ struct Sm90Group {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float* x = &s[0][nt][2 * half];
-        x[0] = exp2_approx(fmaf(x[0], multiplier, -state.row_max[0][half]));
-        x[1] = exp2_approx(fmaf(x[1], multiplier, -state.row_max[0][half]));
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float y = fmaf(x[i], multiplier, -state.row_max[0][half]);
+          constexpr int kOf8 = Traits::kShape.polynomials;
+          x[i] = (4 * nt + 2 * half + i) % 8 < kOf8 ? exp2_polynomial(y) : exp2_approx(y);
+        }
         state.row_sum[0][half] += x[0] + x[1];
       }
     }
