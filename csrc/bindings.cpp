@@ -141,7 +141,9 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
       plan_attention(params, make_card(kOp, compute_capability, sm_count, shared_memory_per_block));
 
   py::dict fields;
-  fields["kernel"] = plan.kernel == AttentionKernel::kPrefill ? "prefill" : "decode";
+  fields["kernel"] = plan.kernel == AttentionKernel::kPrefill   ? "prefill"
+                     : plan.kernel == AttentionKernel::kDecode ? "decode"
+                                                               : "prefill_sm90";
   fields["dtype"] = dtype_name(plan.dtype);
   fields["head_dim"] = plan.head_dim;
   fields["block_m"] = plan.block_m;

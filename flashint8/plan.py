@@ -56,7 +56,7 @@ class Plan:
     Attributes:
         op: "attention" or "int8_linear".
         device: "cpu" or "cuda".
-        kernel: on CUDA "prefill", "decode", "gemv", "gemm" or "library" (torch's own 16-bit product
+        kernel: on CUDA "prefill", "prefill_sm90" (Hopper's own), "decode", "gemv", "gemm" or "library" (torch's own 16-bit product
             on weights converted part by part); on the CPU its instruction set.
         details: tile sizes, splits, shared memory, workspace; the problem's sizes; on CUDA the
             built code the card would run ("code", None where there is none).

@@ -113,6 +113,44 @@ AttentionPlan plan_prefill(const AttentionParams& p, const Card& card) {
   return plan;
 }
 
+// The copy engine takes strides of multiples of 16 bytes, and none of 0.
+bool has_boxes(const AttentionStrides& stride, int64_t batch, int64_t heads, int64_t seq_len) {
+  const auto positive = [](int64_t size, int64_t s) { return size <= 1 || s > 0; };
+  return seq_len > 0 && positive(batch, stride.batch) && positive(heads, stride.head) &&
+         positive(seq_len, stride.seq);
+}
+
+// Hopper's kernel, where it is the faster one: docs/performance.md.
+bool plan_prefill_sm90(const AttentionParams& p, const Card& card, AttentionPlan* plan) {
+  if (card.compute_capability != 90 || card.code != 90 || p.fp16_accumulate) return false;
+  if (!has_boxes(p.q_stride, p.batch, p.num_heads, p.seq_len_q) ||
+      !has_boxes(p.k_stride, p.batch, p.num_kv_heads, p.seq_len_kv) ||
+      !has_boxes(p.v_stride, p.batch, p.num_kv_heads, p.seq_len_kv)) {
+    return false;
+  }
+  for (size_t i = 0; i < kNumSm90PrefillTiles; ++i) {
+    const Sm90PrefillTile& tile = kSm90PrefillTiles[i];
+    if (tile.head_dim < p.head_dim || 2 * p.head_dim <= tile.head_dim) continue;
+    if (tile.shared_bytes() > card.shared_memory_per_block) continue;
+    const int64_t blocks = ceil_div(p.seq_len_q, tile.block_m) * p.num_heads * p.batch;
+    if (blocks > INT32_MAX) continue;
+    if (blocks < tile.min_blocks_per_sm * card.sm_count) continue;
+    plan->kernel = AttentionKernel::kPrefillSm90;
+    plan->dtype = p.dtype;
+    plan->variant = static_cast<int>(i);
+    plan->head_dim = tile.head_dim;
+    plan->block_m = tile.block_m;
+    plan->block_n = tile.block_n;
+    plan->chunk = tile.block_n;
+    plan->num_warps = tile.threads() / 32;
+    plan->stages = tile.stages;
+    plan->shared_bytes = tile.shared_bytes();
+    plan->num_blocks = blocks;
+    return true;
+  }
+  return false;
+}
+
 // Few blocks of queries, many keys: the chip is filled by splitting the keys.
 bool split_is_better(const AttentionParams& p, const Card& card) {
   const int64_t blocks = ceil_div(p.seq_len_q, kDecodeRows) * p.num_heads * p.batch;
@@ -125,7 +163,7 @@ AttentionPlan plan_attention(const AttentionParams& p, const Card& card) {
   const bool vectorized = all_aligned(p);
   AttentionPlan plan;
   if (vectorized && p.seq_len_q >= kPackBelow && !split_is_better(p, card)) {
-    plan = plan_prefill(p, card);
+    if (!plan_prefill_sm90(p, card, &plan)) plan = plan_prefill(p, card);
   } else {
     plan = plan_decode(p, card, vectorized);
   }

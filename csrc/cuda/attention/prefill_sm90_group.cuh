@@ -115,20 +115,25 @@ struct Sm90Work {
   }
 };
 
-// Calls fn for every piece of work of this block: one, or, where the grid is smaller than the work,
-// a share of it. Heavy and light ends of the order are dealt out in turn, so that shares weigh
-// alike.
+// Calls fn for every piece of work of this block, telling the last: one where there are as many
+// blocks as pieces. Fewer blocks deal out each section in rounds, forwards and backwards in turn,
+// so that shares weigh alike: pieces of a section become lighter evenly.
 template <typename Function>
 __device__ __forceinline__ void for_each_work(const PrefillArgs& args, Function fn) {
   const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
   const int count = args.num_m_blocks * static_cast<int>(args.params.num_heads) *
                     static_cast<int>(args.params.batch);
+  const int in_section = blocks < count ? args.section * args.num_m_blocks : count;
   bool reverse = false;
 #pragma unroll 1
-  for (int round = 0; round < count; round += blocks) {
-    const int index = round + (reverse ? blocks - 1 - block : block);
-    reverse = !reverse;
-    if (index < count) fn(index, round + blocks >= count);
+  for (int begin = 0; begin < count; begin += in_section) {
+    const int end = min(begin + in_section, count);
+#pragma unroll 1
+    for (int round = begin; round < end; round += blocks) {
+      const int index = round + (reverse ? blocks - 1 - block : block);
+      reverse = !reverse;
+      if (index < end) fn(index, end == count && round + blocks >= end);
+    }
   }
 }
 
@@ -155,26 +160,34 @@ struct Sm90Group {
   __device__ __forceinline__ Sm90Group(const Sm90Shared<Traits>& where, int in_block)
       : shared(where), group(in_block / 4), warp(in_block % 4), lane(threadIdx.x % 32) {}
 
-  // Both products run on after these return.
+  // Both products run on after these return. Scores of the first kKeys of the tile.
+  template <int kKeys>
   __device__ __forceinline__ void begin_scores() {
-    auto& sums = reinterpret_cast<Scores&>(s);
+    auto& sums = reinterpret_cast<float(&)[kKeys / 2]>(s);
     const uint64_t q = wgmma_matrix(shared.queries() + group * Traits::kGroupRows * 128);
     const uint64_t k = wgmma_matrix(shared.keys(k_place.stage));
 #pragma unroll
     for (int step = 0; step < Traits::kHeadDim / 16; ++step) {
       const int box = step / 4, in_box = 2 * (step % 4);
-      WgmmaScores<T, kBlockN>::multiply(sums, q + box * (Traits::kBlockM * 128 / 16) + in_box,
+      WgmmaScores<T, kKeys>::multiply(sums, q + box * (Traits::kBlockM * 128 / 16) + in_box,
                                         k + box * (kBlockN * 128 / 16) + in_box, step > 0);
     }
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void begin_values() {
+  // half: of the first half of the tile's keys.
+  __device__ __forceinline__ void begin_values(bool half = false) {
     auto& sums = reinterpret_cast<Outputs&>(o);
     const uint64_t v = wgmma_values(shared.values(v_place.stage), kBlockN * 128);
 #pragma unroll
-    for (int step = 0; step < kNTiles / 2; ++step) {
+    for (int step = 0; step < kNTiles / 4; ++step) {
       WgmmaValues<T, Traits::kHeadDim>::multiply(sums, p[0][step], v + 128 * step);
+    }
+    if (!half) {
+#pragma unroll
+      for (int step = kNTiles / 4; step < kNTiles / 2; ++step) {
+        WgmmaValues<T, Traits::kHeadDim>::multiply(sums, p[0][step], v + 128 * step);
+      }
     }
     wgmma_commit();
   }
@@ -192,10 +205,10 @@ struct Sm90Group {
   }
 
   __device__ __forceinline__ void wait_for_turn() const {
-    if constexpr (Traits::kShape.turns) take_turn(1 + group);
+    take_turn(1 + group);
   }
   __device__ __forceinline__ void end_turn() const {
-    if constexpr (Traits::kShape.turns) pass_turn(group + 1 < Traits::kGroups ? 2 + group : 1);
+    pass_turn(group + 1 < Traits::kGroups ? 2 + group : 1);
   }
 
   // A tile that only other groups see.
@@ -208,28 +221,42 @@ struct Sm90Group {
     release_values();
   }
 
-  // Scores to probabilities, in place and still in fp32. True: the output so far has to be
-  // multiplied by `alpha`.
+  // Scores of the first kCount x 8 keys of the tile to probabilities, in place and still in fp32.
+  // True: the output so far has to be multiplied by `alpha`.
+  template <int kCount>
   __device__ __forceinline__ bool soften(const AttentionParams& params, const KeyBounds& bounds,
                                          int query, int key, float multiplier,
                                          float (&alpha)[1][2]) {
-    if (needs_transform(params)) transform_scores(s, params);
-    if (key < bounds.begin(query + 15) || key + kBlockN > bounds.end(query)) {
-      mask_scores(s, bounds, key, [&](int row) { return query + row; });
+    auto& scores = reinterpret_cast<float(&)[1][kCount][4]>(s);
+    if (needs_transform(params)) transform_scores(scores, params);
+    if (key < bounds.begin(query + 15) || key + 8 * kCount > bounds.end(query)) {
+      mask_scores(scores, bounds, key, [&](int row) { return query + row; });
     }
-    const bool raised = state.raise_max(s, multiplier, alpha);
+    constexpr int kChunk = kCount / Traits::kShape.chunks;
+    bool raised = false;
 #pragma unroll
-    for (int nt = 0; nt < kNTiles; ++nt) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float* x = &s[0][nt][2 * half];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float y = fmaf(x[i], multiplier, -state.row_max[0][half]);
-          constexpr int kOf8 = Traits::kShape.polynomials;
-          x[i] = (4 * nt + 2 * half + i) % 8 < kOf8 ? exp2_polynomial(y) : exp2_approx(y);
+    for (int chunk = 0; chunk < kCount; chunk += kChunk) {
+      auto& now = reinterpret_cast<float(&)[1][kChunk][4]>(s[0][chunk]);
+      float more[1][2];
+      if (state.raise_max(now, multiplier, more)) {
+        if (chunk > 0) {
+          scale_rows(reinterpret_cast<float(&)[1][kChunk][4]>(s[0][0]), more);
+          more[0][0] *= raised ? alpha[0][0] : 1.0f;
+          more[0][1] *= raised ? alpha[0][1] : 1.0f;
         }
-        state.row_sum[0][half] += x[0] + x[1];
+        alpha[0][0] = more[0][0];
+        alpha[0][1] = more[0][1];
+        raised = true;
+      }
+#pragma unroll
+      for (int nt = 0; nt < kChunk; ++nt) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float* x = &now[0][nt][2 * half];
+          x[0] = exp2_approx(fmaf(x[0], multiplier, -state.row_max[0][half]));
+          x[1] = exp2_approx(fmaf(x[1], multiplier, -state.row_max[0][half]));
+          state.row_sum[0][half] += x[0] + x[1];
+        }
       }
     }
     return raised;
@@ -270,13 +297,25 @@ struct Sm90Group {
       for (; tile >= end; --tile) skip_tile();
       barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
       wait_for_turn();
+      // Of the tile at the diagonal the group may see the first half alone.
+      bool half = Traits::kShape.half &&
+                  work.bounds.end(group_query + Traits::kGroupRows - 1) <= tile * kBlockN + kBlockN / 2;
       wgmma_fence();
-      begin_scores();
-      end_turn();
-      wgmma_wait<0>();
-      pin_registers(reinterpret_cast<Scores&>(s));
-      release_keys();
-      soften(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
+      if (half) {
+        begin_scores<kBlockN / 2>();
+        end_turn();
+        wgmma_wait<0>();
+        pin_registers(reinterpret_cast<Scores&>(s));
+        release_keys();
+        soften<kNTiles / 2>(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
+      } else {
+        begin_scores<kBlockN>();
+        end_turn();
+        wgmma_wait<0>();
+        pin_registers(reinterpret_cast<Scores&>(s));
+        release_keys();
+        soften<kNTiles>(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
+      }
       --tile;
       if (tile >= begin) barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
       pack();
@@ -285,15 +324,16 @@ struct Sm90Group {
         wait_for_turn();
         pin_registers(reinterpret_cast<Outputs&>(o));
         wgmma_fence();
-        begin_scores();
+        begin_scores<kBlockN>();
         barrier_wait(shared.values_full(v_place.stage), v_place.parity);
-        begin_values();
+        begin_values(half);
+        half = false;
         end_turn();
         wgmma_wait<1>();
         pin_registers(reinterpret_cast<Scores&>(s));
         release_keys();
         const bool raised =
-            soften(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
+            soften<kNTiles>(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
         --tile;
         // Here, since across a branch the compiler moves none of the exponentials to behind the
         // wait for P V.
@@ -308,7 +348,7 @@ struct Sm90Group {
       barrier_wait(shared.values_full(v_place.stage), v_place.parity);
       pin_registers(reinterpret_cast<Outputs&>(o));
       wgmma_fence();
-      begin_values();
+      begin_values(half);
       wgmma_wait<0>();
       pin_registers(reinterpret_cast<Outputs&>(o));
       release_values();

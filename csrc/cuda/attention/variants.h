@@ -53,8 +53,9 @@ struct Sm90PrefillTile {
   int stages;   // tiles in the ring, of keys and of values
   int registers;           // of a thread that multiplies
   int producer_registers;  // of one of the warpgroup that brings tiles
-  bool turns;              // the warpgroups multiply in turns
-  int polynomials;         // of 8 exponentials, how many are left to polynomials
+  int chunks;              // of a tile, whose maxima and exponentials overlap
+  bool half;               // half tiles at the diagonal
+  int min_blocks_per_sm;
 
   constexpr int groups() const { return block_m / 64; }
   constexpr int threads() const { return 128 * (groups() + 1); }
@@ -67,12 +68,11 @@ struct Sm90PrefillTile {
 };
 
 constexpr Sm90PrefillTile kSm90PrefillTiles[] = {
-    {64, 128, 128, 4, 240, 24, true, 0}, {64, 192, 128, 4, 160, 32, true, 0},
-    {64, 128, 192, 3, 240, 24, true, 0}, {64, 128, 128, 4, 240, 24, false, 0},
-    {128, 128, 128, 2, 240, 24, true, 0}, {128, 128, 128, 2, 240, 24, false, 0},
-    {64, 128, 128, 4, 240, 24, true, 1}, {64, 192, 128, 4, 160, 32, true, 1},
-    {64, 192, 128, 4, 160, 32, true, 2}, {128, 128, 128, 2, 240, 24, true, 1},
-    {64, 192, 128, 4, 160, 32, false, 1}, {64, 128, 128, 4, 240, 24, true, 2},
+    {64, 128, 128, 4, 240, 24, 1, false, 0}, {64, 192, 128, 4, 160, 32, 1, false, 0},
+    {64, 192, 128, 4, 160, 32, 2, false, 0}, {64, 192, 128, 4, 160, 32, 1, true, 0},
+    {128, 128, 128, 2, 240, 24, 1, false, 0}, {128, 128, 128, 2, 240, 24, 2, false, 0},
+    {128, 128, 128, 2, 240, 24, 1, true, 0}, {64, 192, 128, 4, 160, 32, 2, true, 0},
+    {64, 128, 128, 4, 240, 24, 2, true, 0},
 };
 constexpr size_t kNumSm90PrefillTiles = sizeof(kSm90PrefillTiles) / sizeof(kSm90PrefillTiles[0]);
 

@@ -50,18 +50,4 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return y;
 }
 
-// The same on the units that multiply and add: 2^x for x < 128, relative error under 1e-4 (a third
-// of fp16's rounding); 0 at -inf and under 2^-127; NaN stays one. x = n + f, |f| <= 1/2, and a
-// polynomial for 2^f whose largest relative error on that range is the least.
-__device__ __forceinline__ float exp2_polynomial(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: a sum with it has n in its low bits
-  asm("max.NaN.f32 %0, %0, 0fC2FE0000;\n" : "+f"(x));  // -127
-  const float shifted = x + kRound;
-  const float f = x - (shifted - kRound);
-  float y = fmaf(f, 0.0551716021f, 0.2426111312f);
-  y = fmaf(y, f, 0.6932609948f);
-  y = fmaf(y, f, 0.9999280731f);
-  return y * __int_as_float((__float_as_int(shifted) << 23) + 0x3f800000);
-}
-
 }  // namespace flashint8::cuda

@@ -30,16 +30,33 @@ __device__ __forceinline__ uint64_t wgmma_values(uint32_t address, uint32_t box_
 #define FLASHINT8_NAMES_64 FLASHINT8_NAMES_32 \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define FLASHINT8_NAMES_88 FLASHINT8_NAMES_64 \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
-  ", %80, %81, %82, %83, %84, %85, %86, %87"
-#define FLASHINT8_NAMES_96 FLASHINT8_NAMES_88 \
-  ", %88, %89, %90, %91, %92, %93, %94, %95"
 
 template <typename T, int kN>
 struct WgmmaScores;
 template <typename T, int kN>
 struct WgmmaValues;
+
+template <typename T>
+struct WgmmaScores<T, 64> {
+  static __device__ __forceinline__ void multiply(float (&d)[32], uint64_t a, uint64_t b,
+                                                  bool accumulate) {
+    if constexpr (std::is_same_v<T, __half>) {
+      asm volatile(
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" FLASHINT8_NAMES_32
+          "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+          : FLASHINT8_SUMS_32(0)
+          : "l"(a), "l"(b), "r"(int{accumulate}));
+    } else {
+      asm volatile(
+          "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+          "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" FLASHINT8_NAMES_32
+          "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+          : FLASHINT8_SUMS_32(0)
+          : "l"(a), "l"(b), "r"(int{accumulate}));
+    }
+  }
+};
 
 template <typename T>
 struct WgmmaScores<T, 128> {
@@ -58,50 +75,6 @@ struct WgmmaScores<T, 128> {
           "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" FLASHINT8_NAMES_64
           "}, %64, %65, p, 1, 1, 0, 0;\n}\n"
           : FLASHINT8_SUMS_32(0), FLASHINT8_SUMS_32(32)
-          : "l"(a), "l"(b), "r"(int{accumulate}));
-    }
-  }
-};
-
-template <typename T>
-struct WgmmaScores<T, 176> {
-  static __device__ __forceinline__ void multiply(float (&d)[88], uint64_t a, uint64_t b,
-                                                  bool accumulate) {
-    if constexpr (std::is_same_v<T, __half>) {
-      asm volatile(
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %90, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n176k16.f32.f16.f16 {" FLASHINT8_NAMES_88
-          "}, %88, %89, p, 1, 1, 0, 0;\n}\n"
-          : FLASHINT8_SUMS_32(0), FLASHINT8_SUMS_32(32), FLASHINT8_SUMS_8(64), FLASHINT8_SUMS_8(72), FLASHINT8_SUMS_8(80)
-          : "l"(a), "l"(b), "r"(int{accumulate}));
-    } else {
-      asm volatile(
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %90, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {" FLASHINT8_NAMES_88
-          "}, %88, %89, p, 1, 1, 0, 0;\n}\n"
-          : FLASHINT8_SUMS_32(0), FLASHINT8_SUMS_32(32), FLASHINT8_SUMS_8(64), FLASHINT8_SUMS_8(72), FLASHINT8_SUMS_8(80)
-          : "l"(a), "l"(b), "r"(int{accumulate}));
-    }
-  }
-};
-
-template <typename T>
-struct WgmmaScores<T, 192> {
-  static __device__ __forceinline__ void multiply(float (&d)[96], uint64_t a, uint64_t b,
-                                                  bool accumulate) {
-    if constexpr (std::is_same_v<T, __half>) {
-      asm volatile(
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {" FLASHINT8_NAMES_96
-          "}, %96, %97, p, 1, 1, 0, 0;\n}\n"
-          : FLASHINT8_SUMS_32(0), FLASHINT8_SUMS_32(32), FLASHINT8_SUMS_32(64)
-          : "l"(a), "l"(b), "r"(int{accumulate}));
-    } else {
-      asm volatile(
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %98, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {" FLASHINT8_NAMES_96
-          "}, %96, %97, p, 1, 1, 0, 0;\n}\n"
-          : FLASHINT8_SUMS_32(0), FLASHINT8_SUMS_32(32), FLASHINT8_SUMS_32(64)
           : "l"(a), "l"(b), "r"(int{accumulate}));
     }
   }
@@ -155,7 +128,5 @@ struct WgmmaValues<T, 128> {
 #undef FLASHINT8_SUMS_32
 #undef FLASHINT8_NAMES_32
 #undef FLASHINT8_NAMES_64
-#undef FLASHINT8_NAMES_88
-#undef FLASHINT8_NAMES_96
 
 }  // namespace flashint8::cuda
