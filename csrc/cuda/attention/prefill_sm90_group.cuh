@@ -175,19 +175,12 @@ struct Sm90Group {
     wgmma_commit();
   }
 
-  // half: of the first half of the tile's keys.
-  __device__ __forceinline__ void begin_values(bool half = false) {
+  __device__ __forceinline__ void begin_values() {
     auto& sums = reinterpret_cast<Outputs&>(o);
     const uint64_t v = wgmma_values(shared.values(v_place.stage), kBlockN * 128);
 #pragma unroll
-    for (int step = 0; step < kNTiles / 4; ++step) {
+    for (int step = 0; step < kNTiles / 2; ++step) {
       WgmmaValues<T, Traits::kHeadDim>::multiply(sums, p[0][step], v + 128 * step);
-    }
-    if (!half) {
-#pragma unroll
-      for (int step = kNTiles / 4; step < kNTiles / 2; ++step) {
-        WgmmaValues<T, Traits::kHeadDim>::multiply(sums, p[0][step], v + 128 * step);
-      }
     }
     wgmma_commit();
   }
@@ -298,7 +291,7 @@ struct Sm90Group {
       barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
       wait_for_turn();
       // Of the tile at the diagonal the group may see the first half alone.
-      bool half = Traits::kShape.half &&
+      const bool half = Traits::kShape.half &&
                   work.bounds.end(group_query + Traits::kGroupRows - 1) <= tile * kBlockN + kBlockN / 2;
       wgmma_fence();
       if (half) {
@@ -308,6 +301,11 @@ struct Sm90Group {
         pin_registers(reinterpret_cast<Scores&>(s));
         release_keys();
         soften<kNTiles / 2>(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
+#pragma unroll
+        for (int nt = kNTiles / 2; nt < kNTiles; ++nt) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) s[0][nt][i] = 0.0f;
+        }
       } else {
         begin_scores<kBlockN>();
         end_turn();
@@ -326,8 +324,7 @@ struct Sm90Group {
         wgmma_fence();
         begin_scores<kBlockN>();
         barrier_wait(shared.values_full(v_place.stage), v_place.parity);
-        begin_values(half);
-        half = false;
+        begin_values();
         end_turn();
         wgmma_wait<1>();
         pin_registers(reinterpret_cast<Scores&>(s));
@@ -335,9 +332,12 @@ struct Sm90Group {
         const bool raised =
             soften<kNTiles>(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
         --tile;
-        // Here, since across a branch the compiler moves none of the exponentials to behind the
-        // wait for P V.
-        if (tile >= begin) barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
+        // The compiler would move exponentials to behind the wait for P V, but not across a branch
+        // that needs their sums. These are never negative.
+        const bool never = fminf(state.row_sum[0][0], state.row_sum[0][1]) < 0.0f;
+        if (static_cast<int>(tile >= begin) | static_cast<int>(never)) {
+          barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
+        }
         wgmma_wait<0>();
         pin_registers(reinterpret_cast<Outputs&>(o));
         release_values();
@@ -348,7 +348,7 @@ struct Sm90Group {
       barrier_wait(shared.values_full(v_place.stage), v_place.parity);
       pin_registers(reinterpret_cast<Outputs&>(o));
       wgmma_fence();
-      begin_values(half);
+      begin_values();
       wgmma_wait<0>();
       pin_registers(reinterpret_cast<Outputs&>(o));
       release_values();
