@@ -141,7 +141,7 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
       plan_attention(params, make_card(kOp, compute_capability, sm_count, shared_memory_per_block));
 
   py::dict fields;
-  fields["kernel"] = plan.kernel == AttentionKernel::kPrefill   ? "prefill"
+  fields["kernel"] = plan.kernel == AttentionKernel::kPrefill  ? "prefill"
                      : plan.kernel == AttentionKernel::kDecode ? "decode"
                                                                : "prefill_sm90";
   fields["dtype"] = dtype_name(plan.dtype);

@@ -1,8 +1,8 @@
 // The driver makes the descriptions; its function is looked up at run time, so that nothing is
 // linked against the driver.
-#include "tensor_map.h"
-
 #include <cuda_runtime.h>
+
+#include "tensor_map.h"
 
 namespace flashint8::cuda {
 namespace {
@@ -15,8 +15,8 @@ Encode find_encode() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found;
 #if CUDART_VERSION >= 12050
-  const cudaError_t error = cudaGetDriverEntryPointByVersion(
-      "cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                             12000, cudaEnableDefault, &found);
 #else
   const cudaError_t error =
       cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found);

@@ -49,8 +49,7 @@ template <typename T>
 cudaError_t launch(const AttentionParams& params, const AttentionPlan& plan, cudaStream_t stream) {
   if (plan.kernel == AttentionKernel::kDecode) return decode<T>(params, plan, stream);
   if (plan.kernel == AttentionKernel::kPrefillSm90) {
-    return prefill_sm90<T>(params, plan, stream,
-                           std::make_index_sequence<kNumSm90PrefillTiles>());
+    return prefill_sm90<T>(params, plan, stream, std::make_index_sequence<kNumSm90PrefillTiles>());
   }
   return prefill<T>(params, plan, stream, std::make_index_sequence<kNumPrefillVariants>());
 }

@@ -66,8 +66,7 @@ struct Sm90Producer {
     __syncwarp();
   }
 
-  __device__ __forceinline__ void run(const AttentionParams& params,
-                                      const Sm90Work<Traits>& work) {
+  __device__ __forceinline__ void run(const AttentionParams& params, const Sm90Work<Traits>& work) {
     if (work.tile_begin >= work.tile_end) return;
     const int group = static_cast<int>(params.num_heads / params.num_kv_heads);
     const int head = work.block.head / group, batch = static_cast<int>(work.block.batch);
@@ -87,8 +86,7 @@ struct Sm90Producer {
         bring<Traits::kBlockN>(shared.keys(place.stage), &maps.k, key, head, batch,
                                shared.keys_full(place.stage));
       }
-      const bool edge =
-          key < seen_begin || min(key + Traits::kBlockN, seq_len_kv) > seen_end;
+      const bool edge = key < seen_begin || min(key + Traits::kBlockN, seq_len_kv) > seen_end;
       const uint32_t full = shared.values_full(place.stage);
       barrier_wait(shared.values_empty(place.stage), place.parity ^ 1);
       if (lane == 0) {
@@ -139,9 +137,8 @@ __global__ void __launch_bounds__(kSm90PrefillTiles[kTile].threads(), 1)
     give_back_registers<Traits::kShape.producer_registers>();
     if (warp == 0) {
       Sm90Producer<Traits> producer{shared, maps, static_cast<int>(threadIdx.x % 32), {}};
-      for_each_work(args, [&](int index, bool) {
-        producer.run(args.params, Sm90Work<Traits>(args, index));
-      });
+      for_each_work(
+          args, [&](int index, bool) { producer.run(args.params, Sm90Work<Traits>(args, index)); });
     }
   } else {
     take_registers<Traits::kShape.registers>();

@@ -160,16 +160,15 @@ struct Sm90Group {
   __device__ __forceinline__ Sm90Group(const Sm90Shared<Traits>& where, int in_block)
       : shared(where), group(in_block / 4), warp(in_block % 4), lane(threadIdx.x % 32) {}
 
-  // Both products run on after these return. Scores of the first kKeys of the tile.
-  template <int kKeys>
+  // Both products run on after these return.
   __device__ __forceinline__ void begin_scores() {
-    auto& sums = reinterpret_cast<float(&)[kKeys / 2]>(s);
+    auto& sums = reinterpret_cast<Scores&>(s);
     const uint64_t q = wgmma_matrix(shared.queries() + group * Traits::kGroupRows * 128);
     const uint64_t k = wgmma_matrix(shared.keys(k_place.stage));
 #pragma unroll
     for (int step = 0; step < Traits::kHeadDim / 16; ++step) {
       const int box = step / 4, in_box = 2 * (step % 4);
-      WgmmaScores<T, kKeys>::multiply(sums, q + box * (Traits::kBlockM * 128 / 16) + in_box,
+      WgmmaScores<T, kBlockN>::multiply(sums, q + box * (Traits::kBlockM * 128 / 16) + in_box,
                                         k + box * (kBlockN * 128 / 16) + in_box, step > 0);
     }
     wgmma_commit();
@@ -197,9 +196,7 @@ struct Sm90Group {
     v_place.advance();
   }
 
-  __device__ __forceinline__ void wait_for_turn() const {
-    take_turn(1 + group);
-  }
+  __device__ __forceinline__ void wait_for_turn() const { take_turn(1 + group); }
   __device__ __forceinline__ void end_turn() const {
     pass_turn(group + 1 < Traits::kGroups ? 2 + group : 1);
   }
@@ -214,42 +211,24 @@ struct Sm90Group {
     release_values();
   }
 
-  // Scores of the first kCount x 8 keys of the tile to probabilities, in place and still in fp32.
-  // True: the output so far has to be multiplied by `alpha`.
-  template <int kCount>
+  // Scores to probabilities, in place and still in fp32. True: the output so far has to be
+  // multiplied by `alpha`.
   __device__ __forceinline__ bool soften(const AttentionParams& params, const KeyBounds& bounds,
                                          int query, int key, float multiplier,
                                          float (&alpha)[1][2]) {
-    auto& scores = reinterpret_cast<float(&)[1][kCount][4]>(s);
-    if (needs_transform(params)) transform_scores(scores, params);
-    if (key < bounds.begin(query + 15) || key + 8 * kCount > bounds.end(query)) {
-      mask_scores(scores, bounds, key, [&](int row) { return query + row; });
+    if (needs_transform(params)) transform_scores(s, params);
+    if (key < bounds.begin(query + 15) || key + kBlockN > bounds.end(query)) {
+      mask_scores(s, bounds, key, [&](int row) { return query + row; });
     }
-    constexpr int kChunk = kCount / Traits::kShape.chunks;
-    bool raised = false;
+    const bool raised = state.raise_max(s, multiplier, alpha);
 #pragma unroll
-    for (int chunk = 0; chunk < kCount; chunk += kChunk) {
-      auto& now = reinterpret_cast<float(&)[1][kChunk][4]>(s[0][chunk]);
-      float more[1][2];
-      if (state.raise_max(now, multiplier, more)) {
-        if (chunk > 0) {
-          scale_rows(reinterpret_cast<float(&)[1][kChunk][4]>(s[0][0]), more);
-          more[0][0] *= raised ? alpha[0][0] : 1.0f;
-          more[0][1] *= raised ? alpha[0][1] : 1.0f;
-        }
-        alpha[0][0] = more[0][0];
-        alpha[0][1] = more[0][1];
-        raised = true;
-      }
+    for (int nt = 0; nt < kNTiles; ++nt) {
 #pragma unroll
-      for (int nt = 0; nt < kChunk; ++nt) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float* x = &now[0][nt][2 * half];
-          x[0] = exp2_approx(fmaf(x[0], multiplier, -state.row_max[0][half]));
-          x[1] = exp2_approx(fmaf(x[1], multiplier, -state.row_max[0][half]));
-          state.row_sum[0][half] += x[0] + x[1];
-        }
+      for (int half = 0; half < 2; ++half) {
+        float* x = &s[0][nt][2 * half];
+        x[0] = exp2_approx(fmaf(x[0], multiplier, -state.row_max[0][half]));
+        x[1] = exp2_approx(fmaf(x[1], multiplier, -state.row_max[0][half]));
+        state.row_sum[0][half] += x[0] + x[1];
       }
     }
     return raised;
@@ -263,7 +242,7 @@ struct Sm90Group {
         p[0][nt / 2][2 * (nt % 2) + half] = pack2<T>(s[0][nt][2 * half], s[0][nt][2 * half + 1]);
       }
     }
-    pin_registers(reinterpret_cast<uint32_t(&)[kNTiles * 2]>(p));
+    pin_registers(reinterpret_cast<uint32_t (&)[kNTiles * 2]>(p));
   }
 
   // All tiles of one piece of work, the last one first: while the products of P and V of one tile
@@ -290,30 +269,13 @@ struct Sm90Group {
       for (; tile >= end; --tile) skip_tile();
       barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
       wait_for_turn();
-      // Of the tile at the diagonal the group may see the first half alone.
-      const bool half = Traits::kShape.half &&
-                  work.bounds.end(group_query + Traits::kGroupRows - 1) <= tile * kBlockN + kBlockN / 2;
       wgmma_fence();
-      if (half) {
-        begin_scores<kBlockN / 2>();
-        end_turn();
-        wgmma_wait<0>();
-        pin_registers(reinterpret_cast<Scores&>(s));
-        release_keys();
-        soften<kNTiles / 2>(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
-#pragma unroll
-        for (int nt = kNTiles / 2; nt < kNTiles; ++nt) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) s[0][nt][i] = 0.0f;
-        }
-      } else {
-        begin_scores<kBlockN>();
-        end_turn();
-        wgmma_wait<0>();
-        pin_registers(reinterpret_cast<Scores&>(s));
-        release_keys();
-        soften<kNTiles>(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
-      }
+      begin_scores();
+      end_turn();
+      wgmma_wait<0>();
+      pin_registers(reinterpret_cast<Scores&>(s));
+      release_keys();
+      soften(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
       --tile;
       if (tile >= begin) barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
       pack();
@@ -322,15 +284,14 @@ struct Sm90Group {
         wait_for_turn();
         pin_registers(reinterpret_cast<Outputs&>(o));
         wgmma_fence();
-        begin_scores<kBlockN>();
+        begin_scores();
         barrier_wait(shared.values_full(v_place.stage), v_place.parity);
         begin_values();
         end_turn();
         wgmma_wait<1>();
         pin_registers(reinterpret_cast<Scores&>(s));
         release_keys();
-        const bool raised =
-            soften<kNTiles>(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
+        const bool raised = soften(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
         --tile;
         // The compiler would move exponentials to behind the wait for P V, but not across a branch
         // that needs their sums. These are never negative.
@@ -374,9 +335,8 @@ struct Sm90Group {
       const int row = 8 * half + lane / 4;
 #pragma unroll
       for (int dt = 0; dt < kDTiles; ++dt) {
-        store_shared_4(
-            staged + Layout::offset(row, dt) + 4 * (lane % 4),
-            pack2<T>(o[0][dt][2 * half] * inverse, o[0][dt][2 * half + 1] * inverse));
+        store_shared_4(staged + Layout::offset(row, dt) + 4 * (lane % 4),
+                       pack2<T>(o[0][dt][2 * half] * inverse, o[0][dt][2 * half + 1] * inverse));
       }
       if (params.lse != nullptr && lane % 4 == 0 && query + row < work.seq_len_q) {
         const int64_t head = work.block.batch * params.num_heads + work.block.head;

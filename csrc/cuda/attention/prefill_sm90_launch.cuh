@@ -12,8 +12,8 @@ namespace flashint8::cuda {
 // Boxes of `rows` rows x 64 columns of a (batch, heads, seq_len, head_dim) tensor of 16-bit values.
 // Dimensions of one element have a stride of no meaning.
 inline cudaError_t describe_heads(CUtensorMap* map, const void* data,
-                                  const AttentionStrides& stride, int64_t head_dim,
-                                  int64_t seq_len, int64_t heads, int64_t batch, int rows) {
+                                  const AttentionStrides& stride, int64_t head_dim, int64_t seq_len,
+                                  int64_t heads, int64_t batch, int rows) {
   const int64_t sizes[4] = {head_dim, seq_len, heads, batch};
   const int64_t strides[3] = {stride.seq, stride.head, stride.batch};
   int64_t bytes[3];

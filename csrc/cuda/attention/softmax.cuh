@@ -170,8 +170,8 @@ struct SoftmaxState {
   // Raises the maxima where the new scores ask for it, scales the sums to them, and says so: then
   // what was added up of the output has to be multiplied by `alpha`. Warp-uniform.
   template <int kNTiles>
-  __device__ __forceinline__ bool raise_max(const float (&s)[kMTiles][kNTiles][4],
-                                            float multiplier, float (&alpha)[kMTiles][2]) {
+  __device__ __forceinline__ bool raise_max(const float (&s)[kMTiles][kNTiles][4], float multiplier,
+                                            float (&alpha)[kMTiles][2]) {
     float top[kMTiles][2];
     bool raise = false;
 #pragma unroll

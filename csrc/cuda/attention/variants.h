@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace flashint8 {
 
@@ -45,17 +46,18 @@ constexpr PrefillVariant kPrefillVariants[] = {
 };
 constexpr size_t kNumPrefillVariants = sizeof(kPrefillVariants) / sizeof(kPrefillVariants[0]);
 
-// The Hopper prefill kernel: a block's warpgroups have 64 queries each; one more brings the tiles.
+// The Hopper prefill kernel: warpgroups of 64 queries each, and one that brings tiles of keys.
 struct Sm90PrefillTile {
   int head_dim;
-  int block_m;  // queries of a block
-  int block_n;  // keys of a tile
-  int stages;   // tiles in the ring, of keys and of values
+  int block_m;             // queries of a block
+  int block_n;             // keys of a tile
+  int stages;              // tiles in the ring, of keys and of values
   int registers;           // of a thread that multiplies
-  int producer_registers;  // of one of the warpgroup that brings tiles
-  int chunks;              // of a tile, whose maxima and exponentials overlap
-  bool half;               // half tiles at the diagonal
-  int min_blocks_per_sm;
+  int producer_registers;  // of a thread of the other warpgroup
+  // Taken where there are at least this many blocks of queries, in hundredths of a
+  // multiprocessor's: fewer finish sooner in the portable kernel's smaller tiles. Measured:
+  // docs/performance.md.
+  int min_blocks_per_100_sms;
 
   constexpr int groups() const { return block_m / 64; }
   constexpr int threads() const { return 128 * (groups() + 1); }
@@ -68,13 +70,13 @@ struct Sm90PrefillTile {
 };
 
 constexpr Sm90PrefillTile kSm90PrefillTiles[] = {
-    {64, 128, 128, 4, 240, 24, 1, false, 0}, {64, 192, 128, 4, 160, 32, 1, false, 0},
-    {64, 192, 128, 4, 160, 32, 2, false, 0}, {64, 192, 128, 4, 160, 32, 1, true, 0},
-    {128, 128, 128, 2, 240, 24, 1, false, 0}, {128, 128, 128, 2, 240, 24, 2, false, 0},
-    {128, 128, 128, 2, 240, 24, 1, true, 0}, {64, 192, 128, 4, 160, 32, 2, true, 0},
-    {64, 128, 128, 4, 240, 24, 2, true, 0},
+    {64, 192, 128, 4, 160, 32, 200},
+    {128, 128, 128, 2, 240, 24, 100},
 };
 constexpr size_t kNumSm90PrefillTiles = sizeof(kSm90PrefillTiles) / sizeof(kSm90PrefillTiles[0]);
+// Keys up to which blocks stay on the chip and take several pieces of work each, so that one
+// piece's first tiles come while the one before ends.
+constexpr int64_t kSm90StayBelow = 4096;
 
 // The decode kernel: its head_dim sizes, and the keys of one warp's tile.
 constexpr int kDecodeHeadDims[] = {64, 128, 256};

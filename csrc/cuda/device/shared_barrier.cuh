@@ -28,8 +28,8 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
 }
 
 // Arrives at the same barrier of block `rank` of the cluster, one's own included. It says that this
-// thread has read what it had to; nothing that it wrote is published (that would cost a fence of the
-// whole GPU's memory).
+// thread has read what it had to; nothing that it wrote is published (that would cost a fence of
+// the whole GPU's memory).
 __device__ __forceinline__ void barrier_arrive_in(uint32_t barrier, uint32_t rank) {
   asm volatile(
       "{\n.reg .b32 there;\n"

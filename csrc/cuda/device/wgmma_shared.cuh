@@ -14,20 +14,20 @@ namespace flashint8::cuda {
 // `box_bytes` on. 16 further values of k are 2048 bytes on: 128 more in the descriptor.
 __device__ __forceinline__ uint64_t wgmma_values(uint32_t address, uint32_t box_bytes) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroupStride = uint64_t{1024 / 16} << 32;
-  return kSwizzle128 | kGroupStride | (uint64_t{box_bytes / 16} << 16) |
-         ((address & 0x3ffff) >> 4);
+  return kSwizzle128 | kGroupStride | (uint64_t{box_bytes / 16} << 16) | ((address & 0x3ffff) >> 4);
 }
 
 // Registers of sums, by name and as operands.
-#define FLASHINT8_SUMS_8(i)                                                                \
+#define FLASHINT8_SUMS_8(i)                                                                   \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define FLASHINT8_SUMS_32(i) \
   FLASHINT8_SUMS_8(i), FLASHINT8_SUMS_8(i + 8), FLASHINT8_SUMS_8(i + 16), FLASHINT8_SUMS_8(i + 24)
-#define FLASHINT8_NAMES_32 \
+#define FLASHINT8_NAMES_32                                                 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define FLASHINT8_NAMES_64 FLASHINT8_NAMES_32 \
+#define FLASHINT8_NAMES_64                                                           \
+  FLASHINT8_NAMES_32                                                                 \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
@@ -35,28 +35,6 @@ template <typename T, int kN>
 struct WgmmaScores;
 template <typename T, int kN>
 struct WgmmaValues;
-
-template <typename T>
-struct WgmmaScores<T, 64> {
-  static __device__ __forceinline__ void multiply(float (&d)[32], uint64_t a, uint64_t b,
-                                                  bool accumulate) {
-    if constexpr (std::is_same_v<T, __half>) {
-      asm volatile(
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {" FLASHINT8_NAMES_32
-          "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
-          : FLASHINT8_SUMS_32(0)
-          : "l"(a), "l"(b), "r"(int{accumulate}));
-    } else {
-      asm volatile(
-          "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-          "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" FLASHINT8_NAMES_32
-          "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
-          : FLASHINT8_SUMS_32(0)
-          : "l"(a), "l"(b), "r"(int{accumulate}));
-    }
-  }
-};
 
 template <typename T>
 struct WgmmaScores<T, 128> {

@@ -20,8 +20,7 @@ inline cudaError_t describe_matrix(CUtensorMap* map, CUtensorMapDataType type,
 }
 
 template <typename T, int kTile>
-cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan,
-                           cudaStream_t stream) {
+cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cudaStream_t stream) {
   constexpr Sm90Tile kShape = kSm90Tiles[kTile];
   constexpr auto kKernel = &int8_linear_sm90_kernel<T, kTile>;
   constexpr int kBytes = sm90_shared_bytes(kShape);
@@ -32,9 +31,9 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan,
                           p.weight, p.n, p.k, p.weight_stride, kSm90BlockN)) {
     return error;
   }
-  if (const cudaError_t error = describe_matrix(
-          &map_x, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_SWIZZLE_128B, p.x, p.m, p.k,
-          2 * p.x_rows.stride[3], kShape.block_m / plan.cluster)) {
+  if (const cudaError_t error =
+          describe_matrix(&map_x, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_SWIZZLE_128B, p.x,
+                          p.m, p.k, 2 * p.x_rows.stride[3], kShape.block_m / plan.cluster)) {
     return error;
   }
   const Sm90Schedule schedule = sm90_schedule(p, kShape.block_m, plan.cluster, plan.num_splits);
