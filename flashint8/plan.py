@@ -117,6 +117,15 @@ def _aligned(*tensors: Tensor) -> bool:
     return True
 
 
+def _expanded(*tensors: Tensor) -> bool:
+    """Whether elements are repeated without being stored again, as expand() does."""
+    return any(
+        size > 1 and stride == 0
+        for tensor in tensors
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+
+
 def _cuda_plan(op: str, plan: dict[str, Any], sizes: dict[str, Any], card: Card) -> Plan:
     details = dict(plan)
     kernel = str(details.pop("kernel"))
@@ -178,7 +187,10 @@ def _explain_attention(
     plan = _C.attention_plan(
         **sizes,
         head_dim=q.shape[3],
+        fp16_accumulate=fp16_accumulate,
+        ragged=kv_lengths is not None or kv_start is not None,
         vectorized=_aligned(q, k, v),
+        expanded=_expanded(q, k, v),
         compute_capability=card.compute_capability,
         sm_count=card.sm_count,
         shared_memory_per_block=card.shared_memory_per_block,

@@ -9,7 +9,7 @@ string(REPLACE "-real" "" FLASHINT8_CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTUR
 string(REPLACE ";" " " FLASHINT8_CUDA_ARCHITECTURES "${FLASHINT8_CUDA_ARCHITECTURES}")
 
 set(sources ${FLASHINT8_ATTENTION_CUDA_SOURCES} ${FLASHINT8_DECODER_CUDA_SOURCES}
-            ${FLASHINT8_INT8_LINEAR_CUDA_SOURCES})
+            ${FLASHINT8_INT8_LINEAR_CUDA_SOURCES} cuda/tensor_map.cu)
 add_library(flashint8_cuda_kernels OBJECT ${sources})
 target_link_libraries(flashint8_cuda_kernels PRIVATE flashint8_options)
 target_include_directories(flashint8_cuda_kernels PRIVATE cuda ${CUDAToolkit_INCLUDE_DIRS})

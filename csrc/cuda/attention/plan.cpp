@@ -121,34 +121,45 @@ bool has_boxes(const AttentionStrides& stride, int64_t batch, int64_t heads, int
 }
 
 // Hopper's kernel, where it is the faster one: docs/performance.md.
-bool plan_prefill_sm90(const AttentionParams& p, const Card& card, AttentionPlan* plan) {
-  if (card.compute_capability != 90 || card.code != 90 || p.fp16_accumulate) return false;
+const Sm90PrefillTile* find_sm90_tile(const AttentionParams& p, const Card& card) {
+  if (card.compute_capability != 90 || card.code != 90 || p.fp16_accumulate) return nullptr;
   if (!has_boxes(p.q_stride, p.batch, p.num_heads, p.seq_len_q) ||
       !has_boxes(p.k_stride, p.batch, p.num_kv_heads, p.seq_len_kv) ||
       !has_boxes(p.v_stride, p.batch, p.num_kv_heads, p.seq_len_kv)) {
-    return false;
+    return nullptr;
   }
-  for (size_t i = 0; i < kNumSm90PrefillTiles; ++i) {
-    const Sm90PrefillTile& tile = kSm90PrefillTiles[i];
-    if (tile.head_dim < p.head_dim || 2 * p.head_dim <= tile.head_dim) continue;
-    if (tile.shared_bytes() > card.shared_memory_per_block) continue;
+  for (const Sm90PrefillTile& tile : kSm90PrefillTiles) {
     const int64_t blocks = ceil_div(p.seq_len_q, tile.block_m) * p.num_heads * p.batch;
-    if (blocks > INT32_MAX) continue;
-    if (blocks < tile.min_blocks_per_sm * card.sm_count) continue;
-    plan->kernel = AttentionKernel::kPrefillSm90;
-    plan->dtype = p.dtype;
-    plan->variant = static_cast<int>(i);
-    plan->head_dim = tile.head_dim;
-    plan->block_m = tile.block_m;
-    plan->block_n = tile.block_n;
-    plan->chunk = tile.block_n;
-    plan->num_warps = tile.threads() / 32;
-    plan->stages = tile.stages;
-    plan->shared_bytes = tile.shared_bytes();
-    plan->num_blocks = blocks;
-    return true;
+    if (tile.head_dim >= p.head_dim && tile.head_dim < 2 * p.head_dim &&
+        tile.block_m <= p.seq_len_q && tile.shared_bytes() <= card.shared_memory_per_block &&
+        blocks <= INT32_MAX &&
+        100 * blocks >= int64_t{tile.min_blocks_per_100_sms} * card.sm_count) {
+      return &tile;
+    }
   }
-  return false;
+  return nullptr;
+}
+
+AttentionPlan plan_prefill_sm90(const AttentionParams& p, const Card& card,
+                                const Sm90PrefillTile& tile) {
+  AttentionPlan plan;
+  plan.kernel = AttentionKernel::kPrefillSm90;
+  plan.dtype = p.dtype;
+  plan.variant = static_cast<int>(&tile - kSm90PrefillTiles);
+  plan.head_dim = tile.head_dim;
+  plan.block_m = tile.block_m;
+  plan.block_n = tile.block_n;
+  plan.chunk = tile.block_n;
+  plan.num_warps = tile.threads() / 32;
+  plan.stages = tile.stages;
+  plan.shared_bytes = tile.shared_bytes();
+  plan.num_blocks = ceil_div(p.seq_len_q, tile.block_m) * p.num_heads * p.batch;
+  // Shares are dealt out beforehand: where rows have lengths of their own, they would not be equal.
+  const bool ragged = p.batch > 1 && (p.kv_lengths != nullptr || p.kv_start != nullptr);
+  if (p.seq_len_kv <= kSm90StayUpTo && !ragged) {
+    plan.num_blocks = std::min<int64_t>(plan.num_blocks, card.sm_count);
+  }
+  return plan;
 }
 
 // Few blocks of queries, many keys: the chip is filled by splitting the keys.
@@ -163,7 +174,8 @@ AttentionPlan plan_attention(const AttentionParams& p, const Card& card) {
   const bool vectorized = all_aligned(p);
   AttentionPlan plan;
   if (vectorized && p.seq_len_q >= kPackBelow && !split_is_better(p, card)) {
-    if (!plan_prefill_sm90(p, card, &plan)) plan = plan_prefill(p, card);
+    const Sm90PrefillTile* tile = find_sm90_tile(p, card);
+    plan = tile != nullptr ? plan_prefill_sm90(p, card, *tile) : plan_prefill(p, card);
   } else {
     plan = plan_decode(p, card, vectorized);
   }

@@ -2,7 +2,6 @@
 set(FLASHINT8_ATTENTION_PLAN_SOURCES ${CMAKE_CURRENT_LIST_DIR}/plan.cpp)
 set(FLASHINT8_ATTENTION_CUDA_SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/launch.cu
-    ${CMAKE_CURRENT_LIST_DIR}/../tensor_map.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_decode_bf16_d128.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_decode_bf16_d256.cu
     ${CMAKE_CURRENT_LIST_DIR}/../instantiations/attention_decode_bf16_d64.cu

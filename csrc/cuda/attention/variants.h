@@ -70,13 +70,13 @@ struct Sm90PrefillTile {
 };
 
 constexpr Sm90PrefillTile kSm90PrefillTiles[] = {
-    {64, 192, 128, 4, 160, 32, 200},
+    {64, 192, 128, 4, 160, 32, 100},
     {128, 128, 128, 2, 240, 24, 100},
 };
 constexpr size_t kNumSm90PrefillTiles = sizeof(kSm90PrefillTiles) / sizeof(kSm90PrefillTiles[0]);
 // Keys up to which blocks stay on the chip and take several pieces of work each, so that one
 // piece's first tiles come while the one before ends.
-constexpr int64_t kSm90StayBelow = 4096;
+constexpr int64_t kSm90StayUpTo = 4096;
 
 // The decode kernel: its head_dim sizes, and the keys of one warp's tile.
 constexpr int kDecodeHeadDims[] = {64, 128, 256};
