@@ -91,7 +91,8 @@ AttentionStrides contiguous(int64_t heads, int64_t seq, int64_t head_dim) {
 
 py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, int64_t seq_len_q,
                         int64_t seq_len_kv, int64_t head_dim, const std::string& dtype, int causal,
-                        int64_t window, bool vectorized, int compute_capability, int sm_count,
+                        int64_t window, bool fp16_accumulate, bool ragged, bool vectorized,
+                        bool expanded, int compute_capability, int sm_count,
                         int shared_memory_per_block) {
   constexpr char kOp[] = "attention";
   require(kOp, "batch", batch, 1);
@@ -139,11 +140,16 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
   params.causal = static_cast<Causal>(causal);
   params.window = window;
   params.scale = 1.0f;
+  params.fp16_accumulate = fp16_accumulate;
+  if (ragged) params.kv_lengths = static_cast<const int32_t*>(address(true));
+  if (expanded) params.k_stride = AttentionStrides{};
   const AttentionPlan plan =
       plan_attention(params, make_card(kOp, compute_capability, sm_count, shared_memory_per_block));
 
   py::dict fields;
-  fields["kernel"] = plan.kernel == AttentionKernel::kPrefill ? "prefill" : "decode";
+  fields["kernel"] = plan.kernel == AttentionKernel::kPrefill  ? "prefill"
+                     : plan.kernel == AttentionKernel::kDecode ? "decode"
+                                                               : "prefill_sm90";
   fields["dtype"] = dtype_name(plan.dtype);
   fields["head_dim"] = plan.head_dim;
   fields["block_m"] = plan.block_m;
@@ -225,7 +231,8 @@ PYBIND11_MODULE(_C, module) {
       "The instruction sets this machine runs, widest last.");
   module.def("attention_plan", &attention_plan, py::kw_only(), arg("batch"), arg("num_heads"),
              arg("num_kv_heads"), arg("seq_len_q"), arg("seq_len_kv"), arg("head_dim"),
-             arg("dtype"), arg("causal"), arg("window"), arg("vectorized") = true,
+             arg("dtype"), arg("causal"), arg("window"), arg("fp16_accumulate") = false,
+             arg("ragged") = false, arg("vectorized") = true, arg("expanded") = false,
              arg("compute_capability"), arg("sm_count"), arg("shared_memory_per_block"),
              "The CUDA kernel, tile and splits of an attention call, as a dict.");
   module.def("int8_linear_plan", &int8_linear_plan, py::kw_only(), arg("m"), arg("n"), arg("k"),

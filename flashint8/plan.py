@@ -56,9 +56,9 @@ class Plan:
     Attributes:
         op: "attention" or "int8_linear".
         device: "cpu" or "cuda".
-        kernel: on CUDA "prefill", "decode", "gemv", "gemm", "gemm_sm90" (Hopper's own instructions)
-            or "library" (torch's own 16-bit product on weights converted part by part); on the CPU
-            its instruction set.
+        kernel: on CUDA "prefill", "prefill_sm90", "decode", "gemv", "gemm", "gemm_sm90" (sm90: with
+            Hopper's own instructions) or "library" (torch's own 16-bit product on weights converted
+            part by part); on the CPU its instruction set.
         details: tile sizes, splits, shared memory, workspace; the problem's sizes; on CUDA the
             built code the card would run ("code", None where there is none).
     """
@@ -116,6 +116,15 @@ def _aligned(*tensors: Tensor) -> bool:
             if size > 1 and stride * tensor.element_size() % 16 != 0:
                 return False
     return True
+
+
+def _expanded(*tensors: Tensor) -> bool:
+    """Whether elements are repeated without being stored again, as expand() does."""
+    return any(
+        size > 1 and stride == 0
+        for tensor in tensors
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _cuda_plan(op: str, plan: dict[str, Any], sizes: dict[str, Any], card: Card) -> Plan:
@@ -179,7 +188,10 @@ def _explain_attention(
     plan = _C.attention_plan(
         **sizes,
         head_dim=q.shape[3],
+        fp16_accumulate=fp16_accumulate,
+        ragged=kv_lengths is not None or kv_start is not None,
         vectorized=_aligned(q, k, v),
+        expanded=_expanded(q, k, v),
         compute_capability=card.compute_capability,
         sm_count=card.sm_count,
         shared_memory_per_block=card.shared_memory_per_block,

@@ -17,6 +17,7 @@ import flashint8
 SPIN = 200_000_000  # clock cycles, about 0.1 s
 ATTENTION_SHAPES = {  # Tq, Tk
     "prefill": (150, 150),
+    "long prefill": (1700, 1700),
     "decode": (1, 3000),
     "few": (5, 700),
 }

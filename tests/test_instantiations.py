@@ -25,6 +25,8 @@ DTYPES = [torch.float16, torch.bfloat16]
 # (head_dim, block_m) of the prefill kernels
 PREFILL = [(32, 64), (64, 16), (64, 32), (64, 64), (64, 128), (96, 64)]
 PREFILL += [(128, 16), (128, 32), (128, 64), (128, 128), (256, 64)]
+# Hopper's own
+PREFILL_SM90 = [(64, 192), (128, 128)]
 # (head_dim, 16-byte loads) of the decode kernels
 DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
 # (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm
@@ -43,9 +45,15 @@ def find(
     pytest.fail("no problem of those tried has this kernel's plan on this card")
 
 
-def meta_qkv(batch: int, heads: int, seq_q: int, seq_kv: int, dim: int) -> list[Tensor]:
-    sizes = [(batch, heads, n, dim) for n in (seq_q, seq_kv, seq_kv)]
-    return [torch.empty(size, dtype=torch.float16, device="meta") for size in sizes]
+def meta_qkv(batch: int, heads: int, seq: int, dim: int) -> list[Tensor]:
+    return [
+        torch.empty(batch, h, seq, dim, dtype=torch.float16, device="meta") for h in (heads, 1, 1)
+    ]
+
+
+def repeated(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """One head of keys, repeated for all by strides of 0: Hopper's own kernel takes none such."""
+    return [q, *(t.expand(-1, q.shape[1], -1, -1) for t in (k, v))]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -55,13 +63,25 @@ def test_prefill(cuda: str, head_dim: int, block_m: int, dtype: torch.dtype) -> 
     batch, heads, seq = find(
         iter(sorted(shapes, key=lambda s: s[0] * s[1] * s[2] ** 2)),
         lambda s: flashint8.explain(
-            "attention", *meta_qkv(s[0], s[1], s[2], s[2], head_dim), card=flashint8.Card.of()
+            "attention", *repeated(*meta_qkv(*s, head_dim)), card=flashint8.Card.of()
         ),
         lambda plan: plan.kernel == "prefill" and plan.details["block_m"] == block_m,
     )
-    q, k, v = make_qkv(batch, heads, heads, seq, seq, head_dim, dtype, cuda)
+    q, k, v = repeated(*make_qkv(batch, heads, 1, seq, seq, head_dim, dtype, cuda))
     plan = flashint8.explain("attention", q, k, v)
     assert (plan.details["head_dim"], plan.details["block_m"]) == (head_dim, block_m)
+    attend_checked(q, k, v)
+    attend_checked(q, k, v, window=70, softcap=20.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("head_dim", "block_m"), PREFILL_SM90)
+def test_prefill_sm90(cuda: str, head_dim: int, block_m: int, dtype: torch.dtype) -> None:
+    q, k, v = make_qkv(4, 48, 16, 257, 257, head_dim, dtype, cuda)
+    plan = flashint8.explain("attention", q, k, v)
+    if plan.details["code"] != "90a":
+        pytest.skip(f"sm_90a code alone, not {plan.details['code']}")
+    assert (plan.kernel, plan.details["block_m"]) == ("prefill_sm90", block_m)
     attend_checked(q, k, v)
     attend_checked(q, k, v, window=70, softcap=20.0)
 

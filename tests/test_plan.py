@@ -87,6 +87,36 @@ def test_prefill_needs_no_workspace_and_decode_splits(card: Card) -> None:
     assert decode.details["num_blocks"] >= card.sm_count // 2
 
 
+def test_long_prompts_take_hoppers_own_kernel(card: Card) -> None:
+    """On Hopper, for grids that fill it; blocks stay for several pieces of work up to 4096 keys."""
+    hopper = card.compute_capability == 90
+    own = "prefill_sm90" if hopper else "prefill"
+    for head_dim, block_m in ((40, 192), (64, 192), (72, 128), (128, 128)):
+        args = qkv((1, 16, 4, 16384, 16384), head_dim)
+        plan = explain("attention", *args, card=card)
+        assert plan.kernel == own
+        staying = explain("attention", *qkv((2, 32, 8, 4096, 4096), head_dim), card=card)
+        assert staying.kernel == own
+        lengths = torch.empty(2, dtype=torch.int32, device="meta")
+        ragged = explain("attention", *qkv((2, 32, 8, 4096, 4096), head_dim), lengths, card=card)
+        assert ragged.kernel == own
+        if hopper:
+            assert plan.details["num_blocks"] == 16 * -(-16384 // block_m)
+            assert staying.details["num_blocks"] == card.sm_count
+            assert ragged.details["num_blocks"] == 64 * -(-4096 // block_m)
+        assert explain("attention", *args, card=card, fp16_accumulate=True).kernel == "prefill"
+        q, k, v = qkv((1, 16, 1, 16384, 16384), head_dim)
+        repeated = [t.expand(-1, 16, -1, -1) for t in (k, v)]
+        assert explain("attention", q, *repeated, card=card).kernel == "prefill"
+    for shape, head_dim in (
+        ((1, 8, 8, 512, 512), 64),  # too few blocks
+        ((64, 16, 16, 100, 100), 64),  # not a block's queries
+        ((1, 16, 16, 16384, 16384), 32),
+        ((1, 16, 16, 16384, 16384), 160),
+    ):
+        assert explain("attention", *qkv(shape, head_dim), card=card).kernel == "prefill"
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("m", [1, 2, 5, 8, 16, 17, 64, 300, 4096, 70_000])
 def test_linear_fits_every_card(card: Card, m: int, dtype: torch.dtype) -> None:

@@ -37,7 +37,8 @@ flashint8_cuda_kernels(
 set(FLASHINT8_CUDA_OBJECTS $<TARGET_OBJECTS:flashint8_cuda_kernels>)
 
 if("${CMAKE_CUDA_ARCHITECTURES}" MATCHES "(^|;)90a(-real)?(;|$)")
-  flashint8_cuda_kernels(flashint8_cuda_kernels_sm90 ${FLASHINT8_INT8_LINEAR_SM90_SOURCES})
+  flashint8_cuda_kernels(flashint8_cuda_kernels_sm90 cuda/tensor_map.cu
+                         ${FLASHINT8_ATTENTION_SM90_SOURCES} ${FLASHINT8_INT8_LINEAR_SM90_SOURCES})
   set_target_properties(flashint8_cuda_kernels_sm90 PROPERTIES CUDA_ARCHITECTURES "90a-real")
   target_compile_definitions(flashint8_cuda_kernels PRIVATE FLASHINT8_SM90A)
   list(APPEND FLASHINT8_CUDA_OBJECTS $<TARGET_OBJECTS:flashint8_cuda_kernels_sm90>)

@@ -18,6 +18,11 @@ template <typename T, int kIndex>
 cudaError_t launch_prefill(const AttentionParams& params, const AttentionPlan& plan,
                            cudaStream_t stream);
 
+// kTile: row of kSm90PrefillTiles.
+template <typename T, int kTile>
+cudaError_t launch_prefill_sm90(const AttentionParams& params, const AttentionPlan& plan,
+                                cudaStream_t stream);
+
 // Unaligned pointers or strides: kVectorized = false.
 template <typename T, int kHeadDim, bool kVectorized>
 cudaError_t launch_decode(const AttentionParams& params, const AttentionPlan& plan,

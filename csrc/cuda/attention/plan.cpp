@@ -113,6 +113,55 @@ AttentionPlan plan_prefill(const AttentionParams& p, const Card& card) {
   return plan;
 }
 
+// The copy engine takes strides of multiples of 16 bytes, and none of 0.
+bool has_boxes(const AttentionStrides& stride, int64_t batch, int64_t heads, int64_t seq_len) {
+  const auto positive = [](int64_t size, int64_t s) { return size <= 1 || s > 0; };
+  return seq_len > 0 && positive(batch, stride.batch) && positive(heads, stride.head) &&
+         positive(seq_len, stride.seq);
+}
+
+// Hopper's kernel, where it is the faster one: docs/performance.md.
+const Sm90PrefillTile* find_sm90_tile(const AttentionParams& p, const Card& card) {
+  if (!has_hopper_code(card) || p.fp16_accumulate) return nullptr;
+  if (!has_boxes(p.q_stride, p.batch, p.num_heads, p.seq_len_q) ||
+      !has_boxes(p.k_stride, p.batch, p.num_kv_heads, p.seq_len_kv) ||
+      !has_boxes(p.v_stride, p.batch, p.num_kv_heads, p.seq_len_kv)) {
+    return nullptr;
+  }
+  for (const Sm90PrefillTile& tile : kSm90PrefillTiles) {
+    const int64_t blocks = ceil_div(p.seq_len_q, tile.block_m) * p.num_heads * p.batch;
+    if (tile.head_dim >= p.head_dim && tile.head_dim < 2 * p.head_dim &&
+        tile.block_m <= p.seq_len_q && tile.shared_bytes() <= card.shared_memory_per_block &&
+        blocks <= INT32_MAX &&
+        100 * blocks >= int64_t{tile.min_blocks_per_100_sms} * card.sm_count) {
+      return &tile;
+    }
+  }
+  return nullptr;
+}
+
+AttentionPlan plan_prefill_sm90(const AttentionParams& p, const Card& card,
+                                const Sm90PrefillTile& tile) {
+  AttentionPlan plan;
+  plan.kernel = AttentionKernel::kPrefillSm90;
+  plan.dtype = p.dtype;
+  plan.variant = static_cast<int>(&tile - kSm90PrefillTiles);
+  plan.head_dim = tile.head_dim;
+  plan.block_m = tile.block_m;
+  plan.block_n = tile.block_n;
+  plan.chunk = tile.block_n;
+  plan.num_warps = tile.threads() / 32;
+  plan.stages = tile.stages;
+  plan.shared_bytes = tile.shared_bytes();
+  plan.num_blocks = ceil_div(p.seq_len_q, tile.block_m) * p.num_heads * p.batch;
+  // Shares are dealt out beforehand: where rows have lengths of their own, they would not be equal.
+  const bool ragged = p.batch > 1 && (p.kv_lengths != nullptr || p.kv_start != nullptr);
+  if (p.seq_len_kv <= kSm90StayUpTo && !ragged) {
+    plan.num_blocks = std::min<int64_t>(plan.num_blocks, card.sm_count);
+  }
+  return plan;
+}
+
 // Few blocks of queries, many keys: the chip is filled by splitting the keys.
 bool split_is_better(const AttentionParams& p, const Card& card) {
   const int64_t blocks = ceil_div(p.seq_len_q, kDecodeRows) * p.num_heads * p.batch;
@@ -125,7 +174,8 @@ AttentionPlan plan_attention(const AttentionParams& p, const Card& card) {
   const bool vectorized = all_aligned(p);
   AttentionPlan plan;
   if (vectorized && p.seq_len_q >= kPackBelow && !split_is_better(p, card)) {
-    plan = plan_prefill(p, card);
+    const Sm90PrefillTile* tile = find_sm90_tile(p, card);
+    plan = tile != nullptr ? plan_prefill_sm90(p, card, *tile) : plan_prefill(p, card);
   } else {
     plan = plan_decode(p, card, vectorized);
   }

@@ -16,41 +16,11 @@
 #include "../device/dependent_launch.cuh"
 #include "flashint8/attention.h"
 #include "prefill_warp.cuh"
+#include "prefill_work.cuh"
 #include "softmax.cuh"
 #include "tile.cuh"
 
 namespace flashint8::cuda {
-
-struct PrefillArgs {
-  AttentionParams params;
-  int num_m_blocks;
-  int section;  // heads (over all batch rows) whose blocks run together; see block_work
-  bool early_trigger;
-  // With fp16_accumulate: a power of two that the queries are multiplied with, so that sums in fp16
-  // stay far from its largest number; params.scale has the rest.
-  float query_factor;
-};
-
-// Which queries of which head a block owns. Heads are taken in sections whose keys and values fit
-// in L2 together; within a section the last query block of every head comes first, since under a
-// causal mask it has the most keys.
-struct BlockWork {
-  int m_block;
-  int head;
-  int64_t batch;
-};
-
-__device__ __forceinline__ BlockWork block_work(const PrefillArgs& args) {
-  const int heads = static_cast<int>(args.params.num_heads);
-  const int all_heads = heads * static_cast<int>(args.params.batch);
-  const int per_section = args.section * args.num_m_blocks;
-  const int section = blockIdx.x / per_section;
-  const int rest = blockIdx.x - section * per_section;
-  const int section_heads = min(args.section, all_heads - section * args.section);
-  const int rank = rest / section_heads;
-  const int head = section * args.section + rest - rank * section_heads;
-  return {args.num_m_blocks - 1 - rank, head % heads, head / heads};
-}
 
 template <typename T, int kIndex>
 __global__ void __launch_bounds__(kPrefillVariants[kIndex].threads(),
@@ -59,7 +29,7 @@ __global__ void __launch_bounds__(kPrefillVariants[kIndex].threads(),
   using Traits = PrefillTraits<T, kIndex>;
   extern __shared__ __align__(1024) unsigned char shared[];
   const AttentionParams& params = args.params;
-  const BlockWork work = block_work(args);
+  const BlockWork work = block_work(args, static_cast<int>(blockIdx.x));
   const int thread = threadIdx.x;
   const int row_warp = thread / 32 % Traits::kRowWarps;
   const int key_group = Traits::kKeyGroups > 1 ? thread / 32 / Traits::kRowWarps : 0;

@@ -138,6 +138,20 @@ __device__ __forceinline__ void mask_scores(float (&s)[kMTiles][kNTiles][4],
   }
 }
 
+// Multiplies rows of the output.
+template <int kMTiles, int kDTiles>
+__device__ __forceinline__ void scale_rows(float (&o)[kMTiles][kDTiles][4],
+                                           const float (&factor)[kMTiles][2]) {
+#pragma unroll
+  for (int mt = 0; mt < kMTiles; ++mt) {
+#pragma unroll
+    for (int dt = 0; dt < kDTiles; ++dt) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[mt][dt][i] *= factor[mt][i / 2];
+    }
+  }
+}
+
 // The running state of the rows of one lane: row_max is in base-2 logits, the same in a quad;
 // row_sum is this lane's share, added up over the quad at the end.
 template <int kMTiles>
@@ -153,11 +167,11 @@ struct SoftmaxState {
     }
   }
 
-  // Raises the maxima where the new scores ask for it, and scales `o` (whose rows are those of s)
-  // and the sums to them. Warp-uniform branch.
-  template <int kNTiles, int kDTiles>
-  __device__ __forceinline__ void update_max(const float (&s)[kMTiles][kNTiles][4],
-                                             float multiplier, float (&o)[kMTiles][kDTiles][4]) {
+  // Raises the maxima where the new scores ask for it, scales the sums to them, and says so: then
+  // what was added up of the output has to be multiplied by `alpha`. Warp-uniform.
+  template <int kNTiles>
+  __device__ __forceinline__ bool raise_max(const float (&s)[kMTiles][kNTiles][4], float multiplier,
+                                            float (&alpha)[kMTiles][2]) {
     float top[kMTiles][2];
     bool raise = false;
 #pragma unroll
@@ -173,7 +187,7 @@ struct SoftmaxState {
         raise |= top[mt][half] > row_max[mt][half] + kSlack;
       }
     }
-    if (!__any_sync(0xffffffffu, raise)) return;
+    if (!__any_sync(0xffffffffu, raise)) return false;
 #pragma unroll
     for (int mt = 0; mt < kMTiles; ++mt) {
 #pragma unroll
@@ -182,16 +196,20 @@ struct SoftmaxState {
         x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
         x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
         const float new_max = fmaxf(row_max[mt][half], x);
-        const float alpha = exp2_approx(row_max[mt][half] - new_max);
+        alpha[mt][half] = exp2_approx(row_max[mt][half] - new_max);
         row_max[mt][half] = new_max;
-        row_sum[mt][half] *= alpha;
-#pragma unroll
-        for (int dt = 0; dt < kDTiles; ++dt) {
-          o[mt][dt][2 * half] *= alpha;
-          o[mt][dt][2 * half + 1] *= alpha;
-        }
+        row_sum[mt][half] *= alpha[mt][half];
       }
     }
+    return true;
+  }
+
+  // The same, and scales `o`, whose rows are those of s.
+  template <int kNTiles, int kDTiles>
+  __device__ __forceinline__ void update_max(const float (&s)[kMTiles][kNTiles][4],
+                                             float multiplier, float (&o)[kMTiles][kDTiles][4]) {
+    float alpha[kMTiles][2];
+    if (raise_max(s, multiplier, alpha)) scale_rows(o, alpha);
   }
 
   // Scores of key tile nt to probabilities: fp32 into the sums, T into the A operand of the second

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace flashint8 {
 
@@ -44,6 +45,38 @@ constexpr PrefillVariant kPrefillVariants[] = {
     {256, 64, 32, 32, 4, 2, 1, 1, kAnyGrid},
 };
 constexpr size_t kNumPrefillVariants = sizeof(kPrefillVariants) / sizeof(kPrefillVariants[0]);
+
+// The Hopper prefill kernel: warpgroups of 64 queries each, and one that brings tiles of keys.
+struct Sm90PrefillTile {
+  int head_dim;
+  int block_m;             // queries of a block
+  int block_n;             // keys of a tile
+  int stages;              // tiles in the ring, of keys and of values
+  int registers;           // of a thread that multiplies
+  int producer_registers;  // of a thread of the other warpgroup
+  // Taken where there are at least this many blocks of queries, in hundredths of a
+  // multiprocessor's: fewer finish sooner in the portable kernel's smaller tiles. Measured:
+  // docs/performance.md.
+  int min_blocks_per_100_sms;
+
+  constexpr int groups() const { return block_m / 64; }
+  constexpr int threads() const { return 128 * (groups() + 1); }
+  constexpr int query_bytes() const { return block_m * head_dim * 2; }
+  constexpr int tile_bytes() const { return block_n * head_dim * 2; }
+  // Queries, the output on its way out, the ring, and the barriers: of the queries, of a tile that
+  // is rewritten, and of each stage four.
+  constexpr int barriers_offset() const { return 2 * query_bytes() + 2 * stages * tile_bytes(); }
+  constexpr int shared_bytes() const { return barriers_offset() + 8 * (3 + 4 * stages); }
+};
+
+constexpr Sm90PrefillTile kSm90PrefillTiles[] = {
+    {64, 192, 128, 4, 160, 32, 100},
+    {128, 128, 128, 2, 240, 24, 100},
+};
+constexpr size_t kNumSm90PrefillTiles = sizeof(kSm90PrefillTiles) / sizeof(kSm90PrefillTiles[0]);
+// Keys up to which blocks stay on the chip and take several pieces of work each, so that one
+// piece's first tiles come while the one before ends.
+constexpr int64_t kSm90StayUpTo = 4096;
 
 // The decode kernel: its head_dim sizes, and the keys of one warp's tile.
 constexpr int kDecodeHeadDims[] = {64, 128, 256};

@@ -22,6 +22,11 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
                : "memory");
 }
 
+// Arrives: this thread has read what it had to.
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+
 // Arrives at the same barrier of block `rank` of the cluster, one's own included. It says that this
 // thread has read what it had to; nothing that it wrote is published (that would cost a fence of
 // the whole GPU's memory).
@@ -32,10 +37,6 @@ __device__ __forceinline__ void barrier_arrive_in(uint32_t barrier, uint32_t ran
       "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
 
 // Waits for the end of the phase of this parity; what the copies that count on it wrote is visible
@@ -91,6 +92,21 @@ __device__ __forceinline__ float4 load_cluster_16(uint32_t address, uint32_t ran
       : "r"(address), "r"(rank)
       : "memory");
   return v;
+}
+
+// What this thread wrote to shared memory is seen by copies and products that others start after
+// they have heard of it.
+__device__ __forceinline__ void shared_writes_fence() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+
+// Warpgroups take turns: `turn` stands for one of the block's named barriers, on which a warpgroup
+// waits until another one passes it on.
+__device__ __forceinline__ void take_turn(int turn) {
+  asm volatile("bar.sync %0, 256;\n" ::"r"(turn) : "memory");
+}
+__device__ __forceinline__ void pass_turn(int turn) {
+  asm volatile("bar.arrive %0, 256;\n" ::"r"(turn) : "memory");
 }
 
 // The 128 threads of warpgroup `group`, 0 or 1, meet.

@@ -30,6 +30,16 @@ __device__ __forceinline__ void copy_box_to(uint16_t blocks, uint32_t destinatio
       : "memory");
 }
 
+// The box of a tensor of four dimensions, the coordinates from the innermost on.
+__device__ __forceinline__ void copy_box(uint32_t destination, const CUtensorMap* map, int x0,
+                                         int x1, int x2, int x3, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(destination),
+      "l"(map), "r"(barrier), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
+      : "memory");
+}
+
 // The box to L2 only. Reads no value (see dependent_launch.cuh).
 __device__ __forceinline__ void prefetch_box(const CUtensorMap* map, int column, int row) {
   asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];\n" ::"l"(map),

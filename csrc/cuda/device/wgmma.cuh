@@ -30,6 +30,19 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
 
+// The compiler moves nothing that touches these registers past this place: it does not know that
+// products write theirs until wgmma_wait(), and read theirs from wgmma_fence() on.
+template <int kCount>
+__device__ __forceinline__ void pin_registers(float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(x[i])::"memory");
+}
+template <int kCount>
+__device__ __forceinline__ void pin_registers(uint32_t (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(x[i])::"memory");
+}
+
 // Registers that each thread of the warpgroup keeps from here on, given back to or taken from the
 // block's. A kernel starts with as many as its launch bounds leave it.
 template <int kRegisters>

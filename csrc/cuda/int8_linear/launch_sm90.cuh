@@ -1,10 +1,10 @@
 // Launches the Hopper gemm: describes weights and x to the copy engine, and forms clusters.
 #pragma once
 
-#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include "../function_attributes.cuh"
+#include "../tensor_map.h"
 #include "gemm_sm90.cuh"
 #include "launch.cuh"
 
@@ -12,8 +12,16 @@ namespace flashint8::cuda {
 
 // Boxes of `box_rows` rows of 128 bytes, swizzled, of a row-major matrix whose elements have
 // `element_bytes` (1 or 2) and whose rows begin row_bytes apart.
-cudaError_t describe_matrix(CUtensorMap* map, int element_bytes, const void* data, int64_t rows,
-                            int64_t columns, int64_t row_bytes, int box_rows);
+inline cudaError_t describe_matrix(CUtensorMap* map, int element_bytes, const void* data,
+                                   int64_t rows, int64_t columns, int64_t row_bytes,
+                                   int box_rows) {
+  constexpr int kBoxBytes = 128;
+  const CUtensorMapDataType type =
+      element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
+  const int64_t sizes[2] = {columns, rows};
+  const int box[2] = {kBoxBytes / element_bytes, box_rows};
+  return describe_tensor(map, type, CU_TENSOR_MAP_SWIZZLE_128B, data, 2, sizes, &row_bytes, box);
+}
 
 template <typename T, int kTile>
 cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cudaStream_t stream) {

@@ -10,7 +10,8 @@
 
 namespace flashint8 {
 
-enum class AttentionKernel : int32_t { kPrefill = 0, kDecode = 1 };
+// kPrefillSm90: Hopper's own, with its warpgroup products and copy engine.
+enum class AttentionKernel : int32_t { kPrefill = 0, kDecode = 1, kPrefillSm90 = 2 };
 
 struct AttentionPlan {
   AttentionKernel kernel = AttentionKernel::kPrefill;
@@ -22,7 +23,7 @@ struct AttentionPlan {
   int stages = 0;          // depth of the key/value pipeline
   bool vectorized = true;  // 16-byte loads; false: the variant for unaligned pointers or strides
   int chunk = 0;           // prefill: keys of one softmax step
-  int variant = 0;         // prefill: row of kPrefillVariants
+  int variant = 0;         // prefill: row of kPrefillVariants or kSm90PrefillTiles
   int pack = 1;            // decode: query heads of a KV head that share a block
   int num_splits = 1;      // decode: blocks that share one row's keys
   bool dependent_launch = false;  // see LinearPlan

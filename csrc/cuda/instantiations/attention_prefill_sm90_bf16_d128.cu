@@ -1,0 +1,9 @@
+// Row 1 of kSm90PrefillTiles.
+#include "../attention/prefill_sm90_launch.cuh"
+
+namespace flashint8::cuda {
+
+template cudaError_t launch_prefill_sm90<__nv_bfloat16, 1>(const AttentionParams&,
+                                                           const AttentionPlan&, cudaStream_t);
+
+}  // namespace flashint8::cuda
