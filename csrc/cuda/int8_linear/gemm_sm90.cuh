@@ -12,8 +12,9 @@
 // eight different 16 bytes modulo 128.
 //
 // Time: while the products of one step run, the weights of the next are read and converted into
-// other registers. Few rows leave registers for steps of 128 k, whose meetings cost half as much. Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32
-// at most), the weights (8 to 16) and these reads (8 to 16).
+// other registers. Few rows leave registers for steps of 128 k, whose meetings cost half as much.
+// Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32 at most), the
+// weights (8 to 16) and these reads (8 to 16).
 //
 // Blocks that share a tile leave their fp32 sums in their own shared memory, and each adds all of
 // them, in the order of k, for its part of the rows: same bits on every run, no workspace.

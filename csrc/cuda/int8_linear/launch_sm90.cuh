@@ -13,8 +13,7 @@ namespace flashint8::cuda {
 // Boxes of `box_rows` rows of 128 bytes, swizzled, of a row-major matrix whose elements have
 // `element_bytes` (1 or 2) and whose rows begin row_bytes apart.
 inline cudaError_t describe_matrix(CUtensorMap* map, int element_bytes, const void* data,
-                                   int64_t rows, int64_t columns, int64_t row_bytes,
-                                   int box_rows) {
+                                   int64_t rows, int64_t columns, int64_t row_bytes, int box_rows) {
   constexpr int kBoxBytes = 128;
   const CUtensorMapDataType type =
       element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
@@ -31,12 +30,12 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cu
   if (const cudaError_t error = allow_shared_memory<kKernel>(kBytes)) return error;
   const Sm90Schedule schedule = sm90_schedule(p, kShape, plan.cluster, plan.num_splits);
   CUtensorMap map_w, map_x;
-  if (const cudaError_t error = describe_matrix(&map_w, 1, p.weight, p.n, p.k, p.weight_stride,
-                                                kSm90BlockN)) {
+  if (const cudaError_t error =
+          describe_matrix(&map_w, 1, p.weight, p.n, p.k, p.weight_stride, kSm90BlockN)) {
     return error;
   }
-  if (const cudaError_t error = describe_matrix(&map_x, 2, p.x, p.m, p.k,
-                                                2 * p.x_rows.stride[3], schedule.box_rows)) {
+  if (const cudaError_t error =
+          describe_matrix(&map_x, 2, p.x, p.m, p.k, 2 * p.x_rows.stride[3], schedule.box_rows)) {
     return error;
   }
   cudaLaunchAttribute attributes[2] = {};

@@ -1,7 +1,7 @@
 // Which INT8 linear kernel runs: a gemv for few rows of x, by a table; on Hopper its own gemm
-// (plan_sm90.cpp) from 17 or 33 rows on; else the portable gemm, of whose tiles and numbers of blocks
-// those that the card rules out are dropped and an estimate of the time decides. Earlier candidates
-// win ties.
+// (plan_sm90.cpp) from 17 or 33 rows on; else the portable gemm, of whose tiles and numbers of
+// blocks those that the card rules out are dropped and an estimate of the time decides. Earlier
+// candidates win ties.
 #include "flashint8/plan.h"
 
 #include <algorithm>

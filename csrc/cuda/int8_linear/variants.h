@@ -41,8 +41,8 @@ constexpr GemmTile kGemmTiles[] = {
     {64, 128, 1, 4, 1, 4, 2}, {128, 128, 2, 2, 1, 4, 2},
 };
 constexpr int kNumGemmTiles = sizeof(kGemmTiles) / sizeof(kGemmTiles[0]);
-// Of the Hopper gemm. x comes in stages of block_k, weights in slots of kSm90SlotK: their rows of 128
-// bytes are what the copy engine moves at once. The output is staged behind both.
+// Of the Hopper gemm. x comes in stages of block_k, weights in slots of kSm90SlotK: their rows of
+// 128 bytes are what the copy engine moves at once. The output is staged behind both.
 struct Sm90Tile {
   int block_m;
   int block_k;  // of a step: a whole slot of weights, or half of one
