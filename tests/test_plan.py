@@ -253,7 +253,7 @@ def test_library_knows_no_activation() -> None:
 def test_hopper_clusters(m: int) -> None:
     """Clusters fill whole grids, and no part of a split is without k."""
     card = CARDS["sm_90 H100"]
-    for n, k in ((8, 16), (128, 64), (768, 768), (4096, 200), (4096, 4096), (11008, 4096)):
+    for n, k in ((8, 16), (128, 64), (768, 768), (4096, 208), (4096, 4096), (11008, 4096)):
         plan = explain("int8_linear", *linear_args(m, n, k), card=card)
         details, what = plan.details, f"M {m} N {n} K {k}: {plan}"
         assert plan.kernel == "gemm_sm90", what
