@@ -134,9 +134,7 @@ class Compiled:
 
     def decode(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
         """`Decoder.decode`."""
-        logits = self.logits(tokens, cache)
-        cache.advance_device()
-        return logits
+        return self.logits(tokens, cache)
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self.plain(*args, **kwargs)

@@ -156,6 +156,7 @@ class Generator:
         """Reads the last token and draws the next, all on the device: what a graph captures."""
         logits = self.model.decode(self._token, self.cache)
         sampling.draw_(self._token, logits, self._random)
+        self.cache.advance_device()  # torch's kernel: last, where no launch of ours waits behind it
 
     def _advance(self, sampling: Sampling, step: int) -> None:
         if self.graph:

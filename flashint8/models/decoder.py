@@ -288,11 +288,10 @@ class Decoder(nn.Module):
     def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, vocab_size) of one token a row, (B, 1), by the device's lengths alone.
 
-        What a CUDA graph captures: shapes and addresses are the same every time, and the cache's
-        lengths advance on the device. The caller sees to `KVCache.reserve` and `advance_host`.
+        What a CUDA graph captures: shapes and addresses are the same every time. The caller sees to
+        `KVCache.reserve`, `advance_device`, best as the step's last kernel, and `advance_host`.
         """
         hidden = self._hidden(tokens, cache, static=True)
-        cache.advance_device()
         return self.lm_head(hidden[:, 0])  # type: ignore[no-any-return]
 
     def _hidden(self, tokens: Tensor, cache: KVCache | None, static: bool) -> Tensor:

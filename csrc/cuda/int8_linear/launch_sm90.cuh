@@ -18,8 +18,10 @@ inline cudaError_t describe_matrix(CUtensorMap* map, int element_bytes, const vo
   const CUtensorMapDataType type =
       element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
   const int64_t sizes[2] = {columns, rows};
+  // A single row's stride means nothing, and need not be one that the copy engine takes.
+  const int64_t stride = rows > 1 ? row_bytes : 16;
   const int box[2] = {kBoxBytes / element_bytes, box_rows};
-  return describe_tensor(map, type, CU_TENSOR_MAP_SWIZZLE_128B, data, 2, sizes, &row_bytes, box);
+  return describe_tensor(map, type, CU_TENSOR_MAP_SWIZZLE_128B, data, 2, sizes, &stride, box);
 }
 
 template <typename T, int kTile>
