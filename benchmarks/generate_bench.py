@@ -3,6 +3,9 @@
 python benchmarks/generate_bench.py                                  # the default cases
 python benchmarks/generate_bench.py --models gpt2 --prompts 64,512 --batches 1,4
 python benchmarks/generate_bench.py --models llama-7b --methods flashint8,torch_compile
+python benchmarks/generate_bench.py --suite reference   # what README shows of a GPU
+
+The result is written anew after every method, so that a run that is stopped keeps what it has.
 """
 
 from __future__ import annotations
@@ -10,7 +13,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import math
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,8 +39,8 @@ from generate_peers import (
     weights_bytes,
 )
 from generate_tables import cells, ours_of
-from harness import Budget, quantiles, significant
-from method import CheckError, Skipped
+from harness import quantiles, significant
+from method import CheckError, Skipped, reason
 from report import console, print_machine, progress, save
 from rich.table import Table
 
@@ -44,19 +50,75 @@ TOLERANCE = 0.25
 CHECKED_TOKENS = 32
 
 
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Methods to time in one case; a case may come in several jobs."""
+
+    model: str
+    batch: int
+    prompt: int
+    methods: tuple[str, ...]
+
+
+GRAPHS = ("flashint8", "sdpa_graph", "torch_compile")
+# What takes long to compile comes last.
+REFERENCE = (
+    Job("gpt2", 1, 512, NAMES[:-1]),
+    Job("gpt2", 8, 64, GRAPHS),
+    Job("gpt2-xl", 1, 512, GRAPHS),
+    Job("llama-3b", 1, 512, GRAPHS),
+    Job("llama-7b", 1, 512, tuple(n for n in NAMES[:-1] if n != "transformers_eager")),
+    Job("llama-7b", 1, 512, ("torch_compile_int8",)),
+    Job("gpt2", 1, 512, ("torch_compile_int8",)),
+)
+
+
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     add_common_arguments(parser, "results/generate.json")
+    parser.add_argument(
+        "--suite", choices=["reference"], help="README's cases, each with its own methods (GPU)"
+    )
     parser.add_argument("--models", help="presets, commas between (default: by device)")
     parser.add_argument("--prompts", default="512", help="prompt lengths, commas between")
     parser.add_argument("--batches", default="1", help="batch sizes, commas between")
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--methods", help=f"of {', '.join(NAMES)} (default: all but the last)")
     parser.add_argument(
+        "--stop-after",
+        type=float,
+        default=math.inf,
+        help="begin no further peer after so many seconds (default: no limit)",
+    )
+    parser.add_argument(
         "--layers", type=int, help="use only this many layers (to try a slow compilation)"
     )
     return parser.parse_args()
+
+
+def jobs_of(args: argparse.Namespace, cuda: bool) -> list[Job]:
+    """What is to be measured, in this order.
+
+    Raises:
+        SystemExit: an unknown model or method.
+    """
+    from flashint8.models import PRESETS
+
+    if args.suite:
+        if args.models or args.methods:
+            raise SystemExit("--suite has its own models and methods; leave these options out")
+        return list(REFERENCE)
+    default = "gpt2,gpt2-xl,llama-3b,llama-7b,smollm2-135m" if cuda else "smollm2-135m,gpt2"
+    models = (args.models or default).split(",")
+    unknown = [m for m in models if m not in PRESETS]
+    if unknown:
+        raise SystemExit(f"--models must be of {', '.join(PRESETS)}, got {', '.join(unknown)}")
+    names = args.methods.split(",") if args.methods else (NAMES[:-1] if cuda else CPU_NAMES)
+    if not set(names) <= set(NAMES):
+        raise SystemExit(f"--methods must be of {', '.join(NAMES)}, got {args.methods}")
+    batches, prompts = numbers(args.batches), numbers(args.prompts)
+    return [Job(m, b, p, tuple(names)) for m in models for b in batches for p in prompts]
 
 
 def numbers(text: str) -> list[int]:
@@ -130,28 +192,52 @@ def time_candidate(
 
 
 def run_case(
-    base: Any, names: list[str], prompt: int, batch: int, args: argparse.Namespace, budget: float
-) -> dict[str, Any]:
-    """One row: every method on the same prompts."""
+    base: Any,
+    job: Job,
+    args: argparse.Namespace,
+    share: float,
+    deadline: float,
+    found: Callable[[str, dict[str, Any]], None],
+) -> None:
+    """The job's methods on the same prompts; each is handed on as soon as it is known.
+
+    Args:
+        base: the plain model.
+        job: the case and its methods.
+        args: the command line.
+        share: seconds of rounds for one method.
+        deadline: no peer is begun after it (time.perf_counter).
+        found: takes a method's name and its JSON.
+
+    Raises:
+        CheckError: our logits are wrong.
+    """
     generator = torch.Generator().manual_seed(args.seed)
     vocab = base.config.vocab_size
-    prompts = torch.randint(0, vocab, (batch, prompt), generator=generator).tolist()
-    capacity = prompt + args.new_tokens - 1
-    methods: dict[str, Any] = {}
-    for candidate in candidates(names, base, batch, capacity):
+    prompts = torch.randint(0, vocab, (job.batch, job.prompt), generator=generator).tolist()
+    capacity = job.prompt + args.new_tokens - 1
+    for candidate in candidates(job.methods, base, job.batch, capacity):
+        name = candidate.name
         if isinstance(candidate, Skipped):
-            methods[candidate.name] = {"skipped": candidate.why}
+            found(name, {"skipped": candidate.why})
             continue
-        ours = candidate.name.startswith("flashint8")
+        if time.perf_counter() > deadline and not name.startswith("flashint8"):
+            found(name, {"skipped": "the time for the run was up"})
+            continue
+        ours = name.startswith("flashint8")
         error = check_logits(base, candidate.model, args.seed) if ours else None
-        share = budget / len(names)
         try:
             row = time_candidate(candidate, prompts, args.new_tokens, args.iters, share)
         except torch.cuda.OutOfMemoryError:
-            methods[candidate.name] = {"skipped": "out of memory"}
+            found(name, {"skipped": "out of memory"})
             continue
-        methods[candidate.name] = {**row, "error": error}
-    return methods
+        except Exception as e:  # whatever a peer raises is the reason it is skipped
+            if ours:
+                raise
+            found(name, {"skipped": reason(e)})
+            continue
+        found(name, {**row, "error": error})
+        del candidate  # before the next one is made
 
 
 def print_table(screen: Any, result: dict[str, Any]) -> None:
@@ -171,62 +257,58 @@ def print_table(screen: Any, result: dict[str, Any]) -> None:
 
 def main() -> int:
     """Runs the benchmark; exit status 1 if our own logits are wrong."""
+    started = time.perf_counter()
     args = parse_arguments()
     add_package_to_path()
     from flashint8.models import PRESETS
 
     device = pick_device(args.device)
-    cuda = device.type == "cuda"
-    dtype = parse_dtype(args.dtype, torch.float16 if cuda else torch.bfloat16)
-    default = "gpt2,gpt2-xl,llama-3b,llama-7b,smollm2-135m" if cuda else "smollm2-135m,gpt2"
-    models = (args.models or default).split(",")
-    unknown = [m for m in models if m not in PRESETS]
-    if unknown:
-        raise SystemExit(f"--models must be of {', '.join(PRESETS)}, got {', '.join(unknown)}")
-    names = args.methods.split(",") if args.methods else list(NAMES[:-1] if cuda else CPU_NAMES)
-    if not set(names) <= set(NAMES):
-        raise SystemExit(f"--methods must be of {', '.join(NAMES)}, got {args.methods}")
+    dtype = parse_dtype(args.dtype, torch.float16 if device.type == "cuda" else torch.bfloat16)
+    jobs = jobs_of(args, device.type == "cuda")
     args.iters = min(args.iters, 10)
-    cases = [
-        (m, p, b) for m in models for b in numbers(args.batches) for p in numbers(args.prompts)
-    ]
+    share = (args.time_budget or BUDGET_S[device.type]) / sum(len(job.methods) for job in jobs)
+    suite = args.suite or ("default" if args.models is None else "models")
     screen = console()
     environment = describe(device, args.seed)
-    rows: list[dict[str, Any]] = []
+    rows: dict[tuple[str, int, int], dict[str, Any]] = {}
     with torch.inference_mode(), progress(screen) as bar:
         ceilings = measure_ceilings(device, dtype)
-        budget = Budget(args.time_budget or BUDGET_S[device.type], len(cases))
-        task = bar.add_task("generating", total=len(cases))
+        task = bar.add_task("generating", total=len(jobs))
         made = base = None
-        for model, prompt, batch in cases:
-            if model != made:
+        for job in jobs:
+            if job.model != made:
                 base = None
                 gc.collect()
-                config = PRESETS[model]
+                config = PRESETS[job.model]
                 if args.layers:
                     config = dataclasses.replace(config, num_layers=args.layers)
-                base, made = base_model(config, dtype, device, args.seed), model
+                base, made = base_model(config, dtype, device, args.seed), job.model
             case = {
-                "model": model,
+                "model": job.model,
                 "layers": base.config.num_layers,
-                "batch": batch,
-                "prompt": prompt,
+                "batch": job.batch,
+                "prompt": job.prompt,
                 "new_tokens": args.new_tokens,
                 "dtype": dtype_name(dtype),
             }
+            key = (job.model, job.batch, job.prompt)
+            methods = rows.setdefault(key, {"case": case, "methods": {}})["methods"]
+
+            def found(name: str, row: dict[str, Any], methods: dict[str, Any] = methods) -> None:
+                methods[name] = row
+                save(args.out, "generate", suite, environment, ceilings, list(rows.values()))
+
             try:
-                methods = run_case(base, names, prompt, batch, args, budget.next_row())
+                run_case(base, job, args, share, started + args.stop_after, found)
             except CheckError as e:
-                screen.print(f"[red]generate_bench: {model}: {e}; it was not timed[/red]")
+                screen.print(f"[red]generate_bench: {job.model}: {e}; it was not timed[/red]")
                 return 1
-            rows.append({"case": case, "methods": methods})
             bar.advance(task)
     print_machine(screen, environment, [ceilings])
-    result = {"benchmark": "generate", "environment": environment, "rows": rows}
-    if ours_of(rows) is not None:
+    result = {"benchmark": "generate", "environment": environment, "rows": list(rows.values())}
+    if ours_of(result["rows"]) is not None:
         print_table(screen, result)
-    suite = "default" if args.models is None else "models"
-    save(args.out, "generate", suite, environment, ceilings, rows, screen)
+    save(args.out, "generate", suite, environment, ceilings, result["rows"], screen)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,13 +222,14 @@ def transformers_loop(model: Any, dtype: torch.dtype, device: torch.device) -> t
         start = time.perf_counter()
         tokens = torch.tensor(prompts, device=device)
         out = peer(tokens, use_cache=True, logits_to_keep=1)
+        cache = "cache" if "cache" in out else "past_key_values"  # (before transformers 5.24)
         new, times = [], []
         for step in range(new_tokens):
             tokens = out.logits[:, -1].argmax(-1, keepdim=True)
             new.append(tokens.flatten().tolist())
             times.append(time.perf_counter())
             if step + 1 < new_tokens:
-                out = peer(tokens, past_key_values=out.past_key_values, use_cache=True)
+                out = peer(tokens, **{cache: out[cache]}, use_cache=True)
         rows = [list(row) for row in zip(*new, strict=True)]
         return Run(times[0] - start, times[-1] - times[0], new_tokens - 1, rows)
 
@@ -269,7 +270,7 @@ def make(name: str, base: Any, batch: int, capacity: int) -> Candidate:
 
 
 def candidates(
-    names: list[str], base: Any, batch: int, capacity: int
+    names: Sequence[str], base: Any, batch: int, capacity: int
 ) -> Iterator[Candidate | Skipped]:
     """The named methods, one after the other; one that cannot be made says why."""
     device = base.norm.weight.device

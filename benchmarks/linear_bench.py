@@ -2,13 +2,15 @@
 
 python benchmarks/linear_bench.py --quick
 python benchmarks/linear_bench.py --shapes 4096x4096,11008x4096 --m 1,16,256
-python benchmarks/linear_bench.py --compile --compile-m 1,16
+python benchmarks/linear_bench.py --compile --compile-m 1 --compile-shapes 4096x4096
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,7 @@ from environment import (
 from harness import Budget, check, measure
 from linear_peers import Bank, Weights, compiled_method, make_bank, make_weights, methods
 from method import CheckError, Method, Skipped
+from mma_rate import mma_sync_ceiling
 from report import Bar, console, print_machine, print_results, progress, save
 
 OURS = "flashint8"
@@ -58,16 +61,23 @@ def parse_arguments() -> argparse.Namespace:
         help="also torch.compile'd weight-only int8 (max-autotune: up to a minute a row)",
     )
     parser.add_argument("--compile-m", default="1,16", help="values of M for --compile")
+    parser.add_argument("--compile-shapes", help="NxK,... for --compile (default: all)")
+    parser.add_argument(
+        "--compile-seconds",
+        type=float,
+        default=math.inf,
+        help="begin no compilation once they have taken this long together (default: no limit)",
+    )
     return parser.parse_args()
 
 
-def parse_shapes(text: str) -> list[tuple[int, int]]:
+def parse_shapes(text: str, option: str = "--shapes") -> list[tuple[int, int]]:
     """ "4096x4096,768x3072" as [(N, K), ...]."""
     try:
         shapes = [tuple(int(x) for x in part.split("x")) for part in text.split(",")]
         return [(n, k) for n, k in shapes]
     except ValueError:
-        raise SystemExit(f"--shapes takes NxK,NxK,..., got {text!r}") from None
+        raise SystemExit(f"{option} takes NxK,NxK,..., got {text!r}") from None
 
 
 def linear_error(w: Weights, x: torch.Tensor, seed: int) -> tuple[Callable[..., float], float]:
@@ -106,13 +116,38 @@ def bytes_moved(method: Method, m: int, w: Weights) -> float:
     return float(method.extra["weights_bytes"] + (m * w.k + m * w.n) * w.dtype.itemsize)
 
 
-def check_all(bank: Bank, w: Weights, m: int, seed: int, compiled: Method | None) -> list[Any]:
+class Compilations:
+    """torch.compile's int8 peer in the rows that --compile asks for, within --compile-seconds."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.asked = args.compile
+        self.rows = [int(m) for m in args.compile_m.split(",")]
+        self.shapes = (
+            parse_shapes(args.compile_shapes, "--compile-shapes") if args.compile_shapes else None
+        )
+        self.limit, self.spent = args.compile_seconds, 0.0
+
+    def peer(self, w: Weights, m: int, seed: int) -> list[Method | Skipped]:
+        """The peer of one row, compiled; or why it has none."""
+        if not self.asked:
+            return []
+        if m not in self.rows or (self.shapes is not None and (w.n, w.k) not in self.shapes):
+            return [Skipped("torch_compile_int8", "not asked for in this row")]
+        if self.spent >= self.limit:
+            return [Skipped("torch_compile_int8", "the time for compilations was up")]
+        begin = time.perf_counter()
+        found = compiled_method(w, make_x(m, w.k, w.dtype, w.quantized.device, seed))
+        self.spent += time.perf_counter() - begin
+        return [found]
+
+
+def check_all(
+    bank: Bank, w: Weights, m: int, seed: int, compiled: list[Method | Skipped]
+) -> list[Any]:
     """Checked and skipped methods of one row, ready to be timed."""
     x = make_x(m, w.k, w.dtype, w.quantized.device, seed)
-    found = methods(bank, x)
+    found = [*methods(bank, x), *compiled]
     candidates = [f for f in found if isinstance(f, Method)]
-    if compiled:
-        candidates.append(compiled)
     error, limit = linear_error(w, x, seed)
     # Eight-bit activations and one scale for the whole weight, or another dtype than x has: these
     # errors are for the table only.
@@ -144,23 +179,19 @@ def run_shape(
     args: argparse.Namespace,
     ceilings: dict[str, Any],
     budget: Budget,
+    compilations: Compilations,
     tick: Callable[[], None],
 ) -> list[dict[str, Any]]:
     """The rows of one (N, K): every M is checked before the first is timed."""
     device = w.quantized.device
     only = [p.strip() for p in args.peers.split(",")] if args.peers else None
     bank = make_bank(w, device, only)
-    compile_m = [int(m) for m in args.compile_m.split(",")] if args.compile else []
     ready = []
     for m in values:
-        compiled = None
-        if m in compile_m:
-            x = make_x(m, w.k, w.dtype, device, args.seed)
-            compiled = compiled_method(w, x, device)
-        checked = check_all(bank, w, m, args.seed, compiled)
-        if args.compile and m not in compile_m:
-            checked.append(Skipped("torch_compile_int8", "not asked for at this M"))
-        ready.append(checked)
+        before = compilations.spent
+        compiled = compilations.peer(w, m, args.seed)
+        budget.seconds += compilations.spent - before  # compiling is not timing
+        ready.append(check_all(bank, w, m, args.seed, compiled))
     rows = []
     read = read_method(device)
     for m, checked in zip(values, ready, strict=True):
@@ -189,13 +220,15 @@ def run_dtype(
     values: list[int],
     args: argparse.Namespace,
     bar: Bar,
+    mma: dict[str, Any],
+    compilations: Compilations,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The ceilings in one dtype, and its rows.
+    """The ceilings in one dtype (``mma`` are those that all share), and its rows.
 
     Raises:
         CheckError: our own output is wrong.
     """
-    ceilings = measure_ceilings(device, dtype)
+    ceilings = {**measure_ceilings(device, dtype), **mma}
     count = len(shapes) * len(values)
     task = bar.add_task(f"INT8 linear, {dtype_name(dtype)}", total=count)
     seconds = min(BUDGET_S[device.type], count * ROW_S[device.type])
@@ -204,7 +237,9 @@ def run_dtype(
     for n, k in shapes:
         weights = make_weights(n, k, dtype, device, args.seed)
         try:
-            rows += run_shape(weights, values, args, ceilings, budget, lambda: bar.advance(task))
+            rows += run_shape(
+                weights, values, args, ceilings, budget, compilations, lambda: bar.advance(task)
+            )
         except CheckError as e:
             raise CheckError(f"{e} at N {n}, K {k}, {dtype_name(dtype)}") from e
         if device.type == "cuda":
@@ -229,12 +264,14 @@ def main() -> int:
         args.time_budget /= len(dtypes)
     screen = console()
     environment = describe(device, args.seed)
+    mma = mma_sync_ceiling(device)
+    compilations = Compilations(args)
     ceilings: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     with torch.inference_mode(), progress(screen) as bar:
         try:
             for dtype in dtypes:
-                found, part = run_dtype(dtype, device, shapes, values, args, bar)
+                found, part = run_dtype(dtype, device, shapes, values, args, bar, mma, compilations)
                 ceilings.append(found)
                 rows += part
         except CheckError as e:

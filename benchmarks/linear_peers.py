@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from environment import buffers_past_cache, dtype_name
-from method import Method, Skipped
+from method import Method, Skipped, reason
+from timing import synchronize
 from torch import nn
 
 
@@ -186,10 +188,12 @@ def methods(bank: Bank, x: torch.Tensor) -> list[Method | Skipped]:
     return found
 
 
-def compiled_method(w: Weights, x: torch.Tensor, device: torch.device) -> Method:
-    """torch.compile'd weight-only int8, max-autotune, for one M (each M compiles anew).
+def compiled_method(w: Weights, x: torch.Tensor) -> Method | Skipped:
+    """torch.compile'd weight-only int8 for one M (each M compiles anew), compiled and run once.
 
-    Without inductor's own CUDA graphs: the harness captures every method alike.
+    max-autotune also has coordinate descent over a kernel's blocks, which is what makes inductor
+    write the product of a few rows as a kernel of its own, as in gpt-fast. Without inductor's own
+    CUDA graphs: the harness captures every method alike.
     """
     import torch._dynamo.config as dynamo
 
@@ -201,9 +205,17 @@ def compiled_method(w: Weights, x: torch.Tensor, device: torch.device) -> Method
     )
     scale = w.scale.to(w.dtype)
     size = w.n * w.k + 4 * w.n
-    copies = [w.quantized.clone() for _ in range(buffers_past_cache(size, device))]
-    return Method(
+    copies = [w.quantized.clone() for _ in range(buffers_past_cache(size, x.device))]
+    method = Method(
         "torch_compile_int8",
         [partial(compiled, x, q, scale) for q in copies],
         extra={"weights_bytes": size},
     )
+    begin = time.perf_counter()
+    try:
+        method.call()
+        synchronize(x.device)
+    except Exception as e:  # whatever a compiler raises is the reason it is skipped
+        return Skipped(method.name, reason(e))
+    method.extra["compile_s"] = round(time.perf_counter() - begin, 1)
+    return method

@@ -237,10 +237,14 @@ def print_machine(screen: Console, environment: Row, ceilings: Sequence[Row]) ->
     threads = "" if environment["driver"] else f", {environment['threads']} threads"
     screen.print(f"{environment['device']}{threads}, torch {environment['torch']}{cuda}")
     for found in ceilings:
+        mma = found.get("mma_sync_tflops")
         screen.print(
             f"ceilings measured now: read {found['read_gb_s']:.0f} GB/s, "
             f"matmul {found['matmul_tflops']:.3g} TFLOP/s ({found['matmul_dtype']})"
+            + (f", mma.sync {mma:.3g} TFLOP/s" if mma else "")
         )
+    for why in {found["mma_sync_note"] for found in ceilings if "mma_sync_note" in found}:
+        screen.print(f"[dim]mma.sync: not measured: {why}[/dim]")
 
 
 def save(

@@ -226,6 +226,8 @@ def origin(result: Result, rows: Sequence[Result]) -> str:
             for c in found
         )
         parts.append(f"ceilings: read {read} GB/s, matmul {', '.join(rates)}")
+        if mma := found[0].get("mma_sync_tflops"):
+            parts[-1] += f", mma.sync {mma:.3g} TFLOP/s"
     if env["git"]:
         parts.append(f"commit {env['git'][:10]}{' with changes' if env['dirty'] else ''}")
     if env.get("date"):

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -74,7 +75,8 @@ Card make_card(const char* op, int compute_capability, int sm_count, int shared_
   return {.compute_capability = compute_capability,
           .sm_count = sm_count,
           .shared_memory_per_block = shared_memory_per_block,
-          .code = code > 0 ? code : compute_capability};
+          .code = code > 0 ? code : compute_capability,
+          .own_code = code == 0 || has_own_code(kCudaArchitectures, compute_capability)};
 }
 
 // A plan reads a pointer's alignment and nothing behind it.
@@ -164,7 +166,8 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
 }
 
 py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dtype,
-                          bool vectorized, bool plain_rows, int compute_capability, int sm_count,
+                          const std::optional<std::string>& activation, bool vectorized,
+                          bool plain_rows, int compute_capability, int sm_count,
                           int shared_memory_per_block) {
   constexpr char kOp[] = "int8_linear";
   require(kOp, "m", m, 1);
@@ -172,6 +175,14 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
   require(kOp, "k", k, 0);
 
   Int8LinearParams params;
+  if (activation) {
+    const std::optional<Activation> parsed = parse_activation(*activation);
+    if (!parsed) {
+      throw std::invalid_argument(std::string("int8_linear: activation must be ") +
+                                  kActivationNames + ", got '" + *activation + "'");
+    }
+    params.activation = *parsed;
+  }
   params.dtype = parse_dtype(kOp, dtype);
   params.x = address(vectorized);
   params.weight = static_cast<const int8_t*>(address(vectorized));
@@ -188,9 +199,10 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
       params, make_card(kOp, compute_capability, sm_count, shared_memory_per_block));
 
   py::dict fields;
-  fields["kernel"] = plan.kernel == LinearKernel::kGemv   ? "gemv"
-                     : plan.kernel == LinearKernel::kGemm ? "gemm"
-                                                          : "library";
+  fields["kernel"] = plan.kernel == LinearKernel::kGemv       ? "gemv"
+                     : plan.kernel == LinearKernel::kGemm     ? "gemm"
+                     : plan.kernel == LinearKernel::kGemmSm90 ? "gemm_sm90"
+                                                              : "library";
   fields["dtype"] = dtype_name(plan.dtype);
   fields["block_m"] = plan.block_m;
   fields["block_n"] = plan.block_n;
@@ -199,6 +211,7 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
   fields["stages"] = plan.stages;
   fields["vectorized"] = plan.vectorized;
   fields["num_splits"] = plan.num_splits;
+  fields["cluster"] = plan.cluster;
   fields["dependent_launch"] = plan.dependent_launch;
   fields["num_blocks"] = plan.num_blocks;
   fields["shared_bytes"] = plan.shared_bytes;
@@ -223,8 +236,9 @@ PYBIND11_MODULE(_C, module) {
              arg("compute_capability"), arg("sm_count"), arg("shared_memory_per_block"),
              "The CUDA kernel, tile and splits of an attention call, as a dict.");
   module.def("int8_linear_plan", &int8_linear_plan, py::kw_only(), arg("m"), arg("n"), arg("k"),
-             arg("dtype"), arg("vectorized") = true, arg("plain_rows") = true,
-             arg("compute_capability"), arg("sm_count"), arg("shared_memory_per_block"),
+             arg("dtype"), arg("activation") = py::none(), arg("vectorized") = true,
+             arg("plain_rows") = true, arg("compute_capability"), arg("sm_count"),
+             arg("shared_memory_per_block"),
              "The CUDA kernel, tile and splits of an int8_linear call, as a dict.");
 }
 

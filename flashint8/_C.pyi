@@ -31,6 +31,7 @@ def int8_linear_plan(
     n: int,
     k: int,
     dtype: str,
+    activation: str | None = None,
     vectorized: bool = True,
     plain_rows: bool = True,
     compute_capability: int,

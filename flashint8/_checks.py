@@ -13,6 +13,7 @@ from torch import Tensor
 from flashint8._layout import MAX_ROW_RUNS, row_runs
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "silu_mul")  # of int8_linear
 MAX_HEAD_DIM = 256
 SMALLEST_FLOAT32 = 2.0**-126  # that is normal
 
@@ -195,12 +196,36 @@ def _check_vector(what: str, tensor: Tensor, n: int) -> None:
         raise ValueError(f"{what} must be contiguous, got stride {tensor.stride(0)}")
 
 
+def one_of(names: tuple[str, ...]) -> str:
+    """ "a, b or c"."""
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def check_activation(what: str, activation: str | None, rows: int) -> None:
+    """Checks the activation of a weight of `rows` rows; what: whose argument it is."""
+    if activation is None:
+        return
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{what}: activation must be {one_of(ACTIVATIONS)}, got {activation!r}")
+    if activation == "silu_mul" and rows % 2 != 0:
+        raise ValueError(
+            f"{what}: activation silu_mul needs an even number of weight rows (gate and up in "
+            f"turn), got {rows}"
+        )
+
+
+def output_features(activation: str | None, rows: int) -> int:
+    """Columns of the output of a weight of `rows` rows."""
+    return rows // 2 if activation == "silu_mul" else rows
+
+
 def check_int8_linear(
     x: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None = None,
     *,
+    activation: str | None = None,
     device_type: str | None = None,
 ) -> None:
     """Checks `int8_linear`'s arguments by the rules of `device_type` (None: that of x)."""
@@ -221,6 +246,7 @@ def check_int8_linear(
     if bias is not None:
         _check_like("int8_linear: bias", bias, "x", x)
         _check_vector("int8_linear: bias", bias, weight.shape[0])
+    check_activation("int8_linear", activation, weight.shape[0])
     _check_row_layout("int8_linear: x", x)
 
 

@@ -110,7 +110,9 @@ class Setup:
         hidden, inner = config.hidden_size, config.intermediate_size
         # The residual, what was added to it, and its norm are alive in both halves of a block.
         stream = 3 * rows * hidden * size
-        mlp = rows * (config.up_features + inner) * size
+        # An int8 product applies the activation: its output stands beside that of the next one.
+        beside = hidden if self.linears == "int8" else config.up_features
+        mlp = rows * (beside + inner) * size
         attention = rows * (config.qkv_features + config.attention_features) * size
         logits = self.batch * config.vocab_size * (size + 4)
         linear = _SPLIT_LINEAR if self.linears == "int8" else 0

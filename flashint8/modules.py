@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flashint8 import _layout, functional
-from flashint8._checks import FLOAT_DTYPES, dtype_name
+from flashint8._checks import FLOAT_DTYPES, check_activation, dtype_name
 from flashint8._linears import is_linear, linear_weight, why_not_plain, why_not_quantizable
 from flashint8.per_channel import quantize_per_channel
 
@@ -27,15 +27,19 @@ class QuantLinear(nn.Module):
 
     Args:
         in_features: size K of each input row.
-        out_features: size N of each output row.
+        out_features: size N of each output row; with activation "silu_mul" the rows of the weight,
+            two for each output.
         bias: whether there is one.
         device: of the buffers; on "meta" nothing is initialised.
         dtype: float16, bfloat16 or float32, of x and bias; default torch's default.
+        activation: None, "gelu", "gelu_tanh", "silu" or "silu_mul", applied to the product before
+            it is rounded (`int8_linear`); "silu_mul" takes the weight's rows as gate and up in
+            turn. An option of the layer, as its sizes are: not in its state.
 
-    Shape: (..., in_features) -> (..., out_features).
+    Shape: (..., in_features) -> (..., out_features), with "silu_mul" (..., out_features / 2).
 
     Raises:
-        ValueError: dtype is another one.
+        ValueError: dtype or activation is another one; out_features is odd with "silu_mul".
     """
 
     weight: Tensor
@@ -50,15 +54,18 @@ class QuantLinear(nn.Module):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        activation: str | None = None,
     ) -> None:
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
+        check_activation("QuantLinear", activation, out_features)
         if dtype not in FLOAT_DTYPES:
             raise ValueError(
                 f"QuantLinear: dtype must be float16, bfloat16 or float32, got {dtype_name(dtype)}"
             )
         self.in_features = in_features
         self.out_features = out_features
+        self.activation = activation
         self._dtype = dtype
         shape = (out_features, in_features)
         weight = torch.empty(shape, dtype=torch.int8, device=device)
@@ -89,18 +96,23 @@ class QuantLinear(nn.Module):
         self.weight, self.weight_scale = quantize_per_channel(weight, method)
 
     @classmethod
-    def from_linear(cls, linear: nn.Module, method: str = "absmax") -> "QuantLinear":
+    def from_linear(
+        cls, linear: nn.Module, method: str = "absmax", activation: str | None = None
+    ) -> "QuantLinear":
         """A QuantLinear with `linear`'s weight quantised, on its device, in its dtype.
 
         Args:
             linear: an nn.Linear, or transformers' Conv1D, whose weight is (K, N).
             method: as `quantize_per_channel` takes it.
+            activation: that the layer shall apply behind `linear`'s product; with "silu_mul" its
+                rows are gate and up in turn already.
 
         Raises:
             TypeError: `linear` is neither.
             ValueError: it is more than a plain nn.Linear (a subclass or an instance with a forward
                 of its own, forward hooks, a parametrisation), or its weight is not yet initialised,
-                of another dtype than float16, bfloat16 or float32, or has a non-finite value.
+                of another dtype than float16, bfloat16 or float32, or has a non-finite value; or
+                the activation is unknown.
         """
         if not is_linear(linear):
             raise TypeError(f"from_linear: expected an nn.Linear, got {type(linear).__name__}")
@@ -108,14 +120,14 @@ class QuantLinear(nn.Module):
         if reason:
             raise ValueError(f"from_linear: {reason}")
         weight, bias = linear_weight(linear), linear.bias
-        quant = cls.empty_like(linear)
+        quant = cls.empty_like(linear, activation)
         quant._set_weight(weight, method)
         if isinstance(bias, Tensor):
             quant.bias = bias.detach().clone()
         return quant
 
     @classmethod
-    def empty_like(cls, linear: nn.Module) -> "QuantLinear":
+    def empty_like(cls, linear: nn.Module, activation: str | None = None) -> "QuantLinear":
         """A QuantLinear on "meta" with `linear`'s sizes, dtype and mode."""
         weight = linear_weight(linear)
         quant = cls(
@@ -124,16 +136,29 @@ class QuantLinear(nn.Module):
             bias=linear.bias is not None,
             device="meta",
             dtype=weight.dtype,
+            activation=activation,
         )
         quant.train(linear.training)
         return quant
 
     def dequantize(self) -> Tensor:
-        """The weight (out_features, in_features) in the layer's dtype, as the product sees it."""
+        """The weight (out_features, in_features) in the layer's dtype, as the product sees it.
+
+        The activation is no part of it.
+        """
         return (self.weight.float() * self.weight_scale[:, None]).to(self.dtype)
 
     def to_linear(self) -> nn.Linear:
-        """An nn.Linear with the dequantised weight: to train, or to run where int8 cannot."""
+        """An nn.Linear with the dequantised weight: to train, or to run where int8 cannot.
+
+        Raises:
+            ValueError: the layer applies an activation, which an nn.Linear cannot.
+        """
+        if self.activation is not None:
+            raise ValueError(
+                f"QuantLinear.to_linear: an nn.Linear would leave out this layer's activation "
+                f"{self.activation!r}; set activation = None first, and apply it behind the layer"
+            )
         linear = nn.Linear(
             self.in_features,
             self.out_features,
@@ -148,21 +173,25 @@ class QuantLinear(nn.Module):
         return linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), x in the layer's dtype."""
+        """(..., in_features) -> (..., out_features), x in the layer's dtype.
+
+        With "silu_mul" the result has out_features / 2 columns.
+        """
         if not x.is_contiguous():
             x = _layout.readable_rows(x)
         buffers = self._buffers  # nn.Module.__getattr__ would cost a microsecond
-        return functional.int8_linear(
-            x,
-            buffers[self.WEIGHT_NAME],  # type: ignore[arg-type]
-            buffers["weight_scale"],  # type: ignore[arg-type]
-            buffers["bias"],
-        )
+        weight: Any = buffers[self.WEIGHT_NAME]
+        scale: Any = buffers["weight_scale"]
+        activation = self.activation
+        if activation is None:  # each keyword passed costs 0.3 us
+            return functional.int8_linear(x, weight, scale, buffers["bias"])
+        return functional.int8_linear(x, weight, scale, buffers["bias"], activation=activation)
 
     def extra_repr(self) -> str:
+        activation = "" if self.activation is None else f", activation={self.activation!r}"
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}"
+            f"bias={self.bias is not None}{activation}"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":

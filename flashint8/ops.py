@@ -98,10 +98,16 @@ def _attention_with_lse_fake(
 
 
 def _int8_linear_fake(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
 ) -> Tensor:
-    _checks.check_int8_linear(x, weight, weight_scale, bias)
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+    _checks.check_int8_linear(x, weight, weight_scale, bias, activation=activation)
+    features = _checks.output_features(activation, weight.shape[0])
+    return x.new_empty((*x.shape[:-1], features))
 
 
 def _quantize_per_channel_fake(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,18 +269,24 @@ class Int8LinearForward(torch.autograd.Function):
     """`int8_linear` where grad is enabled and x, weight_scale or bias requires it."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-        return int8_linear(x, weight, weight_scale, bias)
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+    ) -> Tensor:
+        return int8_linear(x, weight, weight_scale, bias, activation=activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, weight_scale, bias = inputs
+        x, _, weight_scale, bias, _ = inputs
         ctx.shapes = _shapes(x, weight_scale, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_scale, bias = _raise_for(ctx.shapes, grad, _LINEAR_HAS_NO_BACKWARD)
-        return x, None, weight_scale, bias
+        return x, None, weight_scale, bias, None
 
 
 class SiluMulForward(torch.autograd.Function):

@@ -56,8 +56,9 @@ class Plan:
     Attributes:
         op: "attention" or "int8_linear".
         device: "cpu" or "cuda".
-        kernel: on CUDA "prefill", "prefill_sm90" (Hopper's own), "decode", "gemv", "gemm" or "library" (torch's own 16-bit product
-            on weights converted part by part); on the CPU its instruction set.
+        kernel: on CUDA "prefill", "prefill_sm90", "decode", "gemv", "gemm", "gemm_sm90" (sm90: with
+            Hopper's own instructions) or "library" (torch's own 16-bit product on weights converted
+            part by part); on the CPU its instruction set.
         details: tile sizes, splits, shared memory, workspace; the problem's sizes; on CUDA the
             built code the card would run ("code", None where there is none).
     """
@@ -204,16 +205,21 @@ def _explain_int8_linear(
     weight: Tensor,
     weight_scale: Tensor,
     bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
 ) -> Plan:
     card = _resolve(x, card)
     device_type = "cpu" if card is None else "cuda"
-    _checks.check_int8_linear(x, weight, weight_scale, bias, device_type=device_type)
+    _checks.check_int8_linear(
+        x, weight, weight_scale, bias, activation=activation, device_type=device_type
+    )
     n, k = weight.shape
     sizes: dict[str, Any] = {
         "m": x.shape[:-1].numel(),
         "n": n,
         "k": k,
         "dtype": _checks.dtype_name(x.dtype),
+        "activation": activation,
     }
     if card is None:
         return _cpu_plan("int8_linear", sizes)

@@ -1,6 +1,7 @@
 """`quantize_model`: swaps a model's linear layers for QuantLinear."""
 
 import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -53,7 +54,8 @@ def quantize_model(
     nn.Linear (a forward of their own, forward hooks, parametrisations) and those whose weight torch
     reads past their forward (in nn.MultiheadAttention and nn.TransformerEncoderLayer). The report
     names each. Works on meta tensors, which stay on meta. A transformers model can afterwards be
-    written with its ``save_pretrained`` (see `flashint8.integrations.transformers`).
+    written with its ``save_pretrained`` (see `flashint8.integrations.transformers`; where the
+    installed transformers is too old for that, a warning says so).
 
     Args:
         model: changed in place. It must not itself be the linear layer.
@@ -95,10 +97,19 @@ def quantize_model(
 
 def adopt_pretrained(model: nn.Module, method: str) -> None:
     """Makes transformers models inside `model` write their int8 layers as such."""
-    if "transformers.modeling_utils" in sys.modules:
+    library = sys.modules.get("transformers.modeling_utils")
+    if library is None or not any(isinstance(m, library.PreTrainedModel) for m in model.modules()):
+        return
+    try:
         from flashint8.integrations import transformers
-
-        transformers.adopt(model, method)
+    except ImportError as error:  # an older one
+        warnings.warn(
+            f"{error}: save_pretrained would write int8 weights that from_pretrained takes for "
+            "others; use flashint8.save_quantized",
+            stacklevel=3,
+        )
+        return
+    transformers.adopt(model, method)
 
 
 def _weights(linear: nn.Module) -> int:

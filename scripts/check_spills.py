@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# Kernels that multiply, of one architecture, and those that run on that one alone: elsewhere these
-# are empty. Merges and conversions are small.
-MANY_KERNELS, MANY_OWN_KERNELS = 50, 16
-MULTIPLYING = re.compile(r"(prefill|decode|gemv|gemm)_kernel")
-OWN = re.compile(r"_(sm\d+)_kernel")
+# Kernels that multiply, of one architecture: those that all have, and those of its own. Merges and
+# conversions are small.
+LIMITS = {
+    "multiply": (re.compile(r"(prefill|decode|gemv|gemm)_kernel"), 50),
+    "multiply with instructions of its own": (re.compile(r"_sm\d+_kernel"), 16),
+}
 ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 REGISTERS = re.compile(r"Used (\d+) registers")
@@ -79,15 +80,11 @@ def main() -> int:
         ours = [k for k in kernels if k.architecture == architecture]
         most = max(k.registers for k in ours)
         print(f"check_spills: {architecture}: {len(ours)} kernels, at most {most} registers")
-        multiplying = sum(bool(MULTIPLYING.search(k.name)) for k in ours)
-        own = [found for k in ours if (found := OWN.search(k.name))]
-        own_here = sum(found[1] == architecture.rstrip("af") for found in own)
-        if multiplying > MANY_KERNELS or own_here > MANY_OWN_KERNELS:
-            print(
-                f"check_spills: {architecture}: {multiplying} multiply, limit {MANY_KERNELS}; "
-                f"{own_here} of its own, limit {MANY_OWN_KERNELS}"
-            )
-            too_many = True
+        for what, (pattern, limit) in LIMITS.items():
+            count = sum(bool(pattern.search(k.name)) for k in ours)
+            if count > limit:
+                print(f"check_spills: {architecture}: {count} {what}, limit {limit}")
+                too_many = True
     shown = [k for k in kernels if arguments.kernels or k.spill_bytes]
     for kernel, name in zip(shown, demangle([k.name for k in shown]), strict=True):
         print(

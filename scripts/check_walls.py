@@ -78,7 +78,7 @@ def breaches(path: Path) -> Iterator[tuple[int, str]]:
             yield number, f"unfinished work belongs in an issue: {found[0]}"
         if name.startswith("csrc/") and (found := FAST_MATH.search(line)):
             yield number, f"changes results or adds threads everywhere: {found[0]}"
-    if path.suffix in {".cpp", ".h", ".cu", ".cuh"}:
+    if name.startswith("csrc/") and path.suffix in {".cpp", ".h", ".cu", ".cuh"}:
         yield from native_breaches(name, text)
 
 

@@ -15,7 +15,7 @@ check() {
     printf 'lint: %-14s FAILED\n%s\n' "$name" "$output"
   fi
 }
-native=$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort)
+native=$(find csrc benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | sort)
 
 if [ "${1:-}" = --fix ]; then
   ruff check --quiet --fix .

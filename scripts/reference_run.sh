@@ -1,29 +1,35 @@
 #!/usr/bin/env bash
 # Builds for the card found here, tests, checks with compute-sanitizer, measures and profiles.
 #
-#   scripts/reference_run.sh OUTDIR [build] [test] [ptx] [sanitize] [bench] [profile]
+#   scripts/reference_run.sh OUTDIR [PART...]
 #
-# All parts by default. Uses the Python in hand (PYTHON, default python3) with the torch it has,
-# installs nothing, builds in place. A part that fails does not stop the others; the exit status is
-# the number of parts that failed. OUTDIR gets the result files, logs.txt and summary.txt.
+#   build     builds in place           differential  thousands of random configurations on the GPU
+#   test      the test suite            bench         attention, linear and block
+#   ptx       what small cards run      models        generation and memory of whole models
+#   sanitize  compute-sanitizer         profile       a trace, counters of Nsight Compute
+#
+# All parts but differential by default. Uses the Python in hand (PYTHON, default python3) with the
+# torch it has, installs nothing, builds in place. A part that fails does not stop the others; the
+# exit status is the number of parts that failed. OUTDIR gets the result files, logs.txt and
+# summary.txt.
 #
 # Environment: PYTHON, TORCH_CUDA_ARCH_LIST (default: the card's), MAX_JOBS, TEST_FLAGS,
 # FLASHINT8_REVISION ("<commit>" or "<commit>-dirty", where the tree has no .git),
-# SANITIZER_FLAGS, SANITIZER_TESTS (an expression as pytest's -k), SANITIZER_SECONDS (400),
-# TEST_SECONDS (240).
+# SANITIZER_FLAGS, SANITIZER_TESTS (an expression as pytest's -k), SANITIZER_SECONDS (400, of the
+# whole part), SANITIZER_JOBS (3/4 of the cores), DIFFERENTIAL (2000), TEST_SECONDS (240).
 set -u
 
 if [ $# -lt 1 ]; then
-  sed -n '2,13s/^# \{0,1\}//p' "$0"
+  sed -n '2,/^set -u/s/^# \{0,1\}//p' "$0"
   exit 2
 fi
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 shift
-[ $# -gt 0 ] || set -- build test ptx sanitize bench profile
+[ $# -gt 0 ] || set -- build test ptx sanitize bench models profile
 for part in "$@"; do
   case $part in
-    build | test | ptx | sanitize | bench | profile) ;;
+    build | test | ptx | sanitize | differential | bench | models | profile) ;;
     *) echo "reference_run: unknown part '$part'" && exit 2 ;;
   esac
 done
@@ -95,6 +101,13 @@ tests() {
     $(pytest_jobs 6) ${TEST_FLAGS:-}
 }
 
+differential() {
+  # shellcheck disable=SC2046
+  run differential "${TEST_SECONDS:-240}" "$python" -m pytest -q -p no:cacheprovider \
+    --require-cuda $(pytest_jobs 8) --differential "${DIFFERENTIAL:-2000}" -k cuda \
+    tests/test_linear_differential.py tests/test_attention_differential.py
+}
+
 # ptx VERSION CARD...: the code and the plans of small cards: a library that holds one PTX version
 # only, compiled by the driver here, on plans made for each card.
 ptx() {
@@ -120,20 +133,60 @@ ptx() {
   rm -rf "$copy"
 }
 
-# sanitize TOOL NAME LIST: the tests whose names the file LIST holds.
+# Whether this compute-sanitizer has an option.
+sanitizer_knows() { grep -q -E -- "^ *(-[a-z] \[ )?$1( |$)" "$work/sanitizer_help"; }
+
+# Whether it can be told to check our kernels only, which leaves most of its work out: tried on a
+# kernel that writes out of bounds, since a filter that finds nothing reports no errors either.
+sanitizer_filters() {
+  local nvcc
+  nvcc=$(command -v nvcc || command -v "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc") || return
+  sanitizer_knows --kernel-name || return
+  cat > "$work/canary.cu" << 'CANARY'
+namespace flashint8 {
+__global__ void out_of_bounds(int* p) { p[1 << 20] = 1; }
+}  // namespace flashint8
+int main() {
+  int* p = nullptr;
+  cudaMalloc(&p, sizeof(int));
+  flashint8::out_of_bounds<<<1, 1>>>(p);
+  return cudaDeviceSynchronize() != cudaSuccess;
+}
+CANARY
+  "$nvcc" -arch=native -o "$work/canary" "$work/canary.cu" || return
+  timeout 60 compute-sanitizer --error-exitcode 9 "$@" "$work/canary"
+  [ $? -eq 9 ]
+}
+
+# initcheck must see what torch's kernels write.
+sanitizer_filter_of() { [ "$1" = initcheck ] || echo "$sanitizer_filter"; }
+
+# sanitize TOOL SLOT SECONDS: the tool's tests that no other slot has begun, one after the other.
 sanitize() {
-  local tool=$1 name=$1_$2 begin=$SECONDS status log=$work/$1_$2.log total ours cases
-  mapfile -t cases < "$3"
+  local tool=$1 slot=$2 name=$1_$2 begin=$SECONDS status log=$work/$1_$2.log total ours
+  local flags=(--tool "$tool" --error-exitcode 9)
+  # Slots beside each other must not look for their programs on the same ports.
+  ! sanitizer_knows --port || flags+=(--port $((49152 + 64 * slot)))
+  ! sanitizer_knows --max-connections || flags+=(--max-connections 64)
+  ! sanitizer_knows --launch-timeout || flags+=(--launch-timeout 120)
+  # Nor is it an error if the others were quicker and no test is left.
+  ! sanitizer_knows --require-cuda-init || flags+=(--require-cuda-init no)
+  # shellcheck disable=SC2207
+  flags+=($(sanitizer_filter_of "$tool"))
+  ! sanitizer_knows --print-limit || flags+=(--print-limit 1000)
+  if [ "$tool" = racecheck ] && sanitizer_knows --racecheck-num-workers; then
+    flags+=(--racecheck-num-workers 2)
+  fi
   (
+    export OMP_NUM_THREADS=1
     [ "$tool" != memcheck ] || export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     # shellcheck disable=SC2086
-    timeout --kill-after=10 "${SANITIZER_SECONDS:-400}" compute-sanitizer --tool "$tool" \
-      --error-exitcode 9 ${SANITIZER_FLAGS:-} \
-      "$python" -m pytest -q -p no:cacheprovider --require-cuda "${cases[@]}"
+    timeout --kill-after=10 "$3" compute-sanitizer "${flags[@]}" ${SANITIZER_FLAGS:-} \
+      "$python" -m pytest "${sanitizer_tests[@]}" --share "$work/$tool.tests" --reference-on-cpu
   ) > "$log" 2>&1
   status=$?
   if grep -qE 'Device not supported|not supported on this' "$log"; then
-    result "$name" 0 $((SECONDS - begin)) "not run: this host refuses the tool"
+    touch "$work/$tool.refused"
     return
   fi
   total=$(sed -nE 's/.*(ERROR|RACECHECK) SUMMARY: ([0-9]+) .*/\2/p' "$log" | tail -n 1)
@@ -143,29 +196,63 @@ sanitize() {
     ! grep -qE '[0-9]+ (failed|error)' <(grep passed "$log"); then
     status=0
   fi
-  [ $status -ne 124 ] || echo "stopped after ${SANITIZER_SECONDS:-400} s" >> "$log"
+  [ $status -ne 124 ] || echo "stopped after $3 s" >> "$log"
   result "$name" $status $((SECONDS - begin)) \
-    "${total:-no} errors, $ours lines name our kernels; $(note "$name" passed)"
+    "${total:-no} errors, $ours lines name our kernels; $(note "$name" 'passed|stopped')"
 }
 
-# Each tool keeps one core busy for minutes: every tool takes the tests in several parts at once.
+# One process at a time: a tool, then the others that still have tests.
+sanitizer_slot() {
+  local i tool left
+  for i in 0 1 2 3; do
+    tool=${sanitizer_tools[($1 + i) % 4]}
+    left=$((sanitizer_end - SECONDS))
+    [ "$(find "$work/$tool.tests" -type f | wc -l)" -lt "$sanitizer_cases" ] || continue
+    [ $left -gt 20 ] && [ ! -f "$work/$tool.refused" ] && sanitize "$tool" "$1" "$left"
+  done
+}
+
+# The four tools at once, in as many processes as the machine has room for; whichever is free takes
+# the next test.
 sanitizers() {
-  local tool list parts=$((cores / 4))
+  local slot tool file ended only begin=$SECONDS
+  sanitizer_end=$((SECONDS + ${SANITIZER_SECONDS:-400}))
+  sanitizer_tools=(racecheck initcheck memcheck synccheck)
   if ! command -v compute-sanitizer > /dev/null; then
     echo "not run: compute-sanitizer is not installed" > "$work/sanitizers.log"
     result sanitizers 0 0 "not run: compute-sanitizer is not installed"
     return
   fi
-  run sanitizer_tests 60 "$python" -m pytest -q -p no:cacheprovider --collect-only \
-    -m sanitizer -k "cuda${SANITIZER_TESTS:+ and ($SANITIZER_TESTS)}" || return
-  grep '::' "$work/sanitizer_tests.log" > "$work/cases"
-  split -d -a 2 -n "r/$((parts > 0 ? parts : 1))" "$work/cases" "$work/cases."
-  for tool in memcheck racecheck initcheck synccheck; do
-    for list in "$work"/cases.*; do
-      sanitize "$tool" "${list##*.}" "$list" &
-    done
+  compute-sanitizer --help > "$work/sanitizer_help" 2>&1
+  sanitizer_filter="--kernel-name kns=flashint8"
+  # shellcheck disable=SC2086
+  if ! sanitizer_filters $sanitizer_filter > "$work/sanitizer_filter.log" 2>&1; then
+    sanitizer_filter=
+  fi
+  # Attention's tests take the longest.
+  sanitizer_tests=(-q -p no:cacheprovider -p no:xdist --require-cuda -m sanitizer
+    -k "cuda${SANITIZER_TESTS:+ and ($SANITIZER_TESTS)}" tests/test_attention.py)
+  for file in $(grep -l 'mark\.sanitizer' tests/test_*.py); do
+    [ "$file" = tests/test_attention.py ] || sanitizer_tests+=("$file")
+  done
+  run sanitizer_tests 60 "$python" -m pytest "${sanitizer_tests[@]}" --collect-only || return
+  sanitizer_cases=$(grep -c '::' "$work/sanitizer_tests.log")
+  for tool in "${sanitizer_tools[@]}"; do mkdir "$work/$tool.tests"; done
+  for ((slot = 0; slot < ${SANITIZER_JOBS:-(cores * 3 + 3) / 4}; slot++)); do
+    sanitizer_slot "$slot" &
   done
   wait
+  for tool in "${sanitizer_tools[@]}"; do
+    cat "$work/$tool.tests"/* > "$work/$tool.log" 2> /dev/null # no seconds: begun, not ended
+    ended=$(grep -c ' s$' "$work/$tool.log")
+    only=$(sanitizer_filter_of "$tool")
+    if [ -f "$work/$tool.refused" ]; then
+      result "$tool" 0 $((SECONDS - begin)) "not run: this host refuses the tool"
+    else
+      result "$tool" $((ended < sanitizer_cases)) $((SECONDS - begin)) \
+        "$ended of $sanitizer_cases tests ended; filter of kernels: ${only:-none}"
+    fi
+  done
 }
 
 bench() { # NAME SECONDS SCRIPT FLAGS...
@@ -186,6 +273,7 @@ if has ptx; then
   ptx 89 89,24,101376 120,36,101376 &
 fi
 if has sanitize; then sanitizers & fi
+if has differential; then differential & fi
 wait
 unset OMP_NUM_THREADS
 # These may not.
@@ -193,9 +281,13 @@ if has bench; then
   bench attention 60 attention_bench --suite seed --time-budget 25
   bench attention_prefill 60 attention_bench --suite prefill --time-budget 25
   bench attention_decode 45 attention_bench --suite decode --time-budget 12
-  bench linear 90 linear_bench --time-budget 50
+  bench linear 240 linear_bench --time-budget 50 --compile --compile-m 1 --compile-seconds 90 \
+    --compile-shapes 4096x4096,11008x4096,4096x11008,14336x4096
   bench block 45 block_bench --time-budget 8
-  bench generate 180 generate_bench --new-tokens 128 --iters 5 --time-budget 45
+fi
+if has models; then
+  bench generate 320 generate_bench --suite reference --new-tokens 128 --iters 5 \
+    --time-budget 45 --stop-after 200
   bench memory 150 memory_bench
 fi
 if has profile; then

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 import zlib
 from collections.abc import Generator
+from pathlib import Path
 
+import checking
 import pytest
 import torch
 
@@ -20,6 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--require-cuda", action="store_true", help="fail, not skip, where CUDA cannot be tested"
     )
+    group.addoption(
+        "--reference-on-cpu",
+        action="store_true",
+        help="compute references on the CPU, so that a sanitizer sees few kernels but ours",
+    )
+    group.addoption(
+        "--share",
+        type=Path,
+        metavar="FOLDER",
+        help="leave out every test that another run with this folder has begun",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -27,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "sanitizer: small cases that together run every kernel path, for sanitizers"
     )
     config.addinivalue_line("markers", "slow: takes more than about ten seconds on two CPU cores")
+    checking.reference_on_cpu = config.getoption("--reference-on-cpu")
     # The 16-bit yardstick sums in float32, as the kernels do.
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -51,6 +67,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marked = [i for i in items if i.get_closest_marker("sanitizer") and device in i.name]
         if len(marked) > SANITIZER_LIMIT:
             raise pytest.UsageError(f"{len(marked)} sanitizer cases on {device}, limit 60")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """--share: several runs beside each other, none waiting, each test in one of them.
+
+    A test's file in the folder holds its name, and its seconds once it has ended.
+    """
+    folder = session.config.getoption("--share")
+    if folder is None or session.config.option.collectonly:
+        return None
+    for item in session.items:
+        claim = folder / hashlib.sha1(item.nodeid.encode()).hexdigest()
+        try:
+            claim.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        claim.write_text(item.nodeid)
+        begin = time.perf_counter()
+        item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+        claim.write_text(f"{item.nodeid} {time.perf_counter() - begin:.1f} s\n")
+    return True
 
 
 def cuda_reason() -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers", minversion="5.0")
+transformers = pytest.importorskip("transformers", minversion="5.23")
+
+# The cache is the argument and the output `cache` from 5.24 on, `past_key_values` before.
+_create = inspect.signature(inspect.unwrap(transformers.masking_utils.create_causal_mask))
+CACHE = "cache" if "cache" in _create.parameters else "past_key_values"
 SIZES: dict[str, Any] = {
     "vocab_size": 101,
     "hidden_size": 64,

@@ -1,11 +1,13 @@
 """Runs in a process of its own: one conversion; prints the peak memory it added, in bytes.
 
-python peak_memory_child.py load|save|quantize IN OUT
+python peak_memory_child.py load|save|quantize|transformers IN OUT
 """
 
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ LAYERS, SIZE = 24, 2048
 
 
 def memory(key: str) -> int:
-    """VmRSS or VmHWM of this process; its own, unlike getrusage's, which a parent's can be in."""
+    """VmRSS, VmHWM or RssAnon of this process; getrusage's can be a parent's."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
@@ -47,5 +49,32 @@ def run(action: str, source: str, target: str) -> int:
     return memory("VmHWM") - before
 
 
+def run_transformers(source: str) -> int:
+    """Likewise of from_pretrained, without the pages of the file, which transformers maps."""
+    from transformers import AutoModelForCausalLM
+
+    import flashint8.integrations.transformers as fi8
+
+    torch.set_num_threads(2)
+    flashint8.quantize_per_channel(torch.randn(64, 64))
+    before, seen, done = memory("RssAnon"), [], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(memory("RssAnon"))
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    model = AutoModelForCausalLM.from_pretrained(source, quantization_config=fi8.FlashInt8Config())
+    done.set()
+    watcher.join()
+    assert len(seen) > 20, "too few looks to say anything"
+    added = max(*seen, memory("RssAnon")) - before
+    del model  # (it lived until here)
+    return added
+
+
 if __name__ == "__main__":
-    print(run(*sys.argv[1:]))
+    action, source, target = sys.argv[1:]
+    print(run_transformers(source) if action == "transformers" else run(action, source, target))

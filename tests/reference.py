@@ -122,6 +122,15 @@ def int8_linear(
     return out, magnitude
 
 
+def activation(y: Tensor, name: str) -> Tensor:
+    """y (...) float64 -> the same; "silu_mul": of the gate, before it is multiplied."""
+    if name == "gelu":
+        return 0.5 * y * torch.erfc(-y / math.sqrt(2))
+    if name == "gelu_tanh":  # (1 + tanh(u)) / 2 = sigmoid(2 u)
+        return y * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))
+    return y * torch.sigmoid(y)
+
+
 def quantize_per_channel(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight (N, K) -> int8 (N, K), float32 scale (N,): the definition, in its float32."""
     # 1. one scale a row

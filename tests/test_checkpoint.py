@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from flashint8.checkpoint import DTYPES, Checkpoint
 from flashint8.checkpoint_writer import CheckpointWriter, Spec
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_raw(path: Path, header: Any, data: bytes, length: int | None = None) -> None:
@@ -275,6 +279,26 @@ def test_writing_is_atomic(tmp_path: Path) -> None:
         writer.write("a", torch.zeros(4))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write(path, {"a": torch.ones(4)})
+    before = path.read_bytes()
+    program = (
+        "import os, torch\n"
+        "from flashint8.checkpoint_writer import CheckpointWriter, Spec\n"
+        "specs = [Spec(name, torch.float32, (4,)) for name in 'ab']\n"
+        f"with CheckpointWriter({str(path)!r}, specs) as writer:\n"
+        "    writer.write('a', torch.zeros(4))\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
+    assert done.returncode == -9
+    assert path.read_bytes() == before
+    write(path, {"a": torch.zeros(4)})  # what it left behind is in nobody's way
+    assert Checkpoint(path).tensor("a").tolist() == [0, 0, 0, 0]
 
 
 def test_the_writer_refuses(tmp_path: Path) -> None:

@@ -242,6 +242,18 @@ LINEAR = {
         {"weight_scale": lambda device: ones(1, dtype=torch.float32, device=device).expand(5)},
         "weight_scale must be contiguous, got stride 0",
     ),
+    "activation": (
+        {"activation": "relu"},
+        "activation must be gelu, gelu_tanh, silu or silu_mul, got 'relu'",
+    ),
+    "no activation": (
+        {"activation": ""},
+        "activation must be gelu, gelu_tanh, silu or silu_mul, got ''",
+    ),
+    "odd rows to gate": (
+        {"activation": "silu_mul"},
+        "activation silu_mul needs an even number of weight rows (gate and up in turn), got 5",
+    ),
 }
 
 

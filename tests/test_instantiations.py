@@ -7,12 +7,16 @@ at hand, is that kernel is run and compared; a card on which none is fails the t
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from checking import attend_checked, linear_checked, make_qkv, quantised, randn
+from checking import ACTIVATIONS, attend_checked, linear_checked, make_qkv, quantised, randn
 from torch import Tensor
 
 import flashint8
@@ -28,6 +32,7 @@ DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
 # (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm
 GEMV = [(8, 16), (8, 8), (32, 8)]
 GEMM = [(16, 64), (32, 128), (64, 64), (64, 128), (128, 128)]
+GEMM_SM90 = [64, 128, 192, 256]  # block_m of Hopper's gemm
 
 
 def find(
@@ -100,16 +105,41 @@ def test_decode(
     attend_checked(q, k, v, lengths, window=30)
 
 
-def run_linear(m: int, n: int, k: int, dtype: torch.dtype, device: str) -> None:
-    x = randn(m, k, dtype=dtype, device=device)
+def rows(m: int, k: int, dtype: torch.dtype, device: str, plain: bool) -> Tensor:
+    """x (m, k); not plain: as two runs of rows, (2, m / 2, k), which only portable kernels read."""
+    if plain:
+        return randn(m, k, dtype=dtype, device=device)
+    return randn(m // 2, 2, k, dtype=dtype, device=device).transpose(0, 1)
+
+
+def run_linear(m: int, n: int, k: int, dtype: torch.dtype, device: str, plain: bool = True) -> None:
+    """Without an activation, and with each; they are branches of the same kernel."""
+    x = rows(m, k, dtype, device, plain)
     bias = randn(n, dtype=dtype, device=device)
-    linear_checked(x, *quantised(n, k, device), bias)
+    weight, scale = quantised(n, k, device)
+    for activation in (None, *ACTIVATIONS):
+        linear_checked(x, weight, scale, bias, activation)
 
 
-def linear_problem(wanted: Callable[..., bool]) -> tuple[int, int, int]:
+def meta_linear(m: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.empty(m, k, dtype=torch.float16, device="meta")
+    weight = torch.empty(n, k, dtype=torch.int8, device="meta")
+    return x, weight, torch.empty(n, dtype=torch.float32, device="meta")
+
+
+# Problems for Hopper's gemm, of tiles that one block multiplies or several do.
+SM90_PROBLEMS = {
+    1: list(itertools.product((70, 200, 390, 770, 1030), (1000, 2300, 8100), (208, 776, 4112))),
+    3: list(itertools.product((40, 100, 190, 250), (1000, 4100), (1104, 4112))),
+}
+
+
+def linear_problem(wanted: Callable[..., bool], plain: bool = True) -> tuple[int, int, int]:
     def plan_of(problem: tuple[int, int, int]) -> Any:
         m, n, k = problem
-        x = torch.empty(m, k, dtype=torch.float16, device="meta")
+        x = torch.empty(m // 2, 2, k, dtype=torch.float16, device="meta").transpose(0, 1)
+        if plain:
+            x = torch.empty(m, k, dtype=torch.float16, device="meta")
         weight = torch.empty(n, k, dtype=torch.int8, device="meta")
         scale = torch.empty(n, dtype=torch.float32, device="meta")
         return flashint8.explain("int8_linear", x, weight, scale, card=flashint8.Card.of())
@@ -147,11 +177,35 @@ def test_gemv_unaligned(cuda: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("block_m", "block_n"), GEMM)
 def test_gemm(cuda: str, block_m: int, block_n: int, dtype: torch.dtype) -> None:
+    plain = block_m < 64  # Hopper's own gemm takes larger plain problems
     problem = linear_problem(
         lambda plan: (
             plan.kernel == "gemm"
             and (plan.details["block_m"], plan.details["block_n"]) == (block_m, block_n)
-        )
+        ),
+        plain,
+    )
+    run_linear(*problem, dtype, cuda, plain)
+
+
+@pytest.mark.parametrize("parts", [1, 3], ids=["whole", "parts"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("block_m", GEMM_SM90)
+def test_gemm_sm90(cuda: str, block_m: int, dtype: torch.dtype, parts: int) -> None:
+    card = flashint8.Card.of()
+    if (
+        card.compute_capability != 90
+        or "90a" not in flashint8._C.build_info()["cuda_architectures"]
+    ):
+        pytest.skip("no code with Hopper's own instructions runs here")
+    problem = find(
+        iter(sorted(SM90_PROBLEMS[parts], key=lambda p: p[0] * p[1] * p[2])),
+        lambda p: flashint8.explain("int8_linear", *meta_linear(*p), card=card),
+        lambda plan: (
+            plan.kernel == "gemm_sm90"
+            and plan.details["block_m"] == block_m
+            and (plan.details["num_splits"] > 1) == (parts > 1)
+        ),
     )
     run_linear(*problem, dtype, cuda)
 
@@ -172,6 +226,25 @@ def test_library_product_in_parts(cuda: str, dtype: torch.dtype) -> None:
     scale = torch.empty(n, dtype=torch.float32, device="meta")
     plan = flashint8.explain("int8_linear", x, weight, scale, card=card)
     if plan.kernel != "library":
-        pytest.skip(f"sm_{card.compute_capability} multiplies with the gemm")
+        pytest.skip(f"sm_{card.compute_capability} multiplies with kernels of ours")
     assert plan.details["num_blocks"] > 1
     run_linear(m, n, k, dtype, cuda)
+
+
+def test_library_by_the_plan_of_another_card(cuda: str) -> None:
+    """Data-centre Blackwell takes the library's product; its plan, executed here."""
+    if "FLASHINT8_PLAN_CARD" in os.environ:
+        pytest.skip("plans are made for another card already")
+    tests = Path(__file__).parent
+    selected = [f"{__file__}::test_library_product_in_parts", str(tests / "test_int8_linear.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda", *selected],
+        cwd=tests.parent,
+        env={**os.environ, "FLASHINT8_PLAN_CARD": "100,132,232448"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout

@@ -7,11 +7,12 @@ import random
 
 import pytest
 import torch
-from checking import dtypes_on, linear_checked, quantised, randn
+from checking import ACTIVATIONS, dtypes_on, linear_checked, quantised, randn
 from torch import Tensor
 
 # Most products are small, so that thousands are soon done: elements of x, weight and output.
 MOST_WORK = {"cuda": 2**27, "cpu": 2**22}
+MOST_WORK_OF_MANY_ROWS = {"cuda": 2**31, "cpu": 2**25}
 
 
 def near_edge(rng: random.Random, largest: int) -> int:
@@ -24,9 +25,13 @@ def near_edge(rng: random.Random, largest: int) -> int:
 def draw(rng: random.Random, device: str) -> dict:
     """One configuration; sizes lean towards the edges of tiles, rows towards few."""
     m = rng.choice((rng.randint(1, 8), rng.randint(9, 70), near_edge(rng, 700)))
-    n = near_edge(rng, 2500)
-    k = rng.choice((near_edge(rng, 2500), 16 * rng.randint(1, 300)))
-    n = max(1, min(n, MOST_WORK[device] // (m * k)))
+    k, work = rng.choice((near_edge(rng, 2500), 16 * rng.randint(1, 300))), MOST_WORK[device]
+    if rng.random() < 0.25:  # many rows: large tiles, and where a library's product takes over
+        m, k, work = rng.randint(100, 5000), 16 * rng.randint(1, 60), MOST_WORK_OF_MANY_ROWS[device]
+    n = max(1, min(near_edge(rng, 2500), work // (m * k)))
+    activation = rng.choice((None, None, *ACTIVATIONS))
+    if activation == "silu_mul":
+        n += n % 2
     return {
         "sizes": (m, n, k),
         "dtype": rng.choice(dtypes_on(device)),
@@ -34,6 +39,7 @@ def draw(rng: random.Random, device: str) -> dict:
         "weight_pad": rng.choice((0, 0, 16, 3)),
         "bias": rng.random() < 0.5,
         "magnitude": rng.choice((1.0, 1.0, 30.0)),
+        "activation": activation,
     }
 
 
@@ -68,6 +74,6 @@ def test_random_configuration(device: str, differential_index: int, request) -> 
         weight = wide[:, :k]
     bias = randn(n, dtype=case["dtype"], device=device) if case["bias"] else None
     try:
-        linear_checked(x, weight, scale, bias)
+        linear_checked(x, weight, scale, bias, case["activation"])
     except Exception as error:
         pytest.fail(f"seed {seed}: {case}: {error}")

@@ -69,7 +69,7 @@ def test_logits_are_those_of_transformers(kind: str, attention: str, tmp_path: P
         torch.testing.assert_close(ours(tokens), model(tokens).logits, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "llama-bias"])
 def test_int8_is_the_quantised_original(kind: str, tmp_path: Path) -> None:
     """Each fused matrix holds the rows of its parts, quantised; the logits stay near."""
     model = reference(kind)
@@ -84,6 +84,14 @@ def test_int8_is_the_quantised_original(kind: str, tmp_path: Path) -> None:
     q, scale = flashint8.quantize_per_channel(stored)
     assert torch.equal(ours.blocks[1].qkv.weight, q)
     assert torch.equal(ours.blocks[1].qkv.weight_scale, scale)
+    if kind == "llama":
+        pairs = ours.blocks[1].mlp.gate_up_pairs
+        for i, part in enumerate(("gate", "up")):
+            q, scale = flashint8.quantize_per_channel(
+                state[f"model.layers.1.mlp.{part}_proj.weight"]
+            )
+            assert torch.equal(pairs.weight[i::2], q)
+            assert torch.equal(pairs.weight_scale[i::2], scale)
     assert ours.embed is None
     assert ours.lm_head.weight.shape == (97, 64)
     tokens = draw_tokens(2, 40)

@@ -102,6 +102,7 @@ def test_operators_of_the_blocks(device: str) -> None:
     absent = ("aten::bmm", "aten::triu", "aten::tril", "aten::softmax", "aten::masked_fill")
     assert not [name for name in absent if name in ours]
     assert "aten::copy_" not in ours, "heads are views: nothing is copied"
+    assert "aten::gelu" not in ours, "the product before it applies it"
     naive = kernels_of(block, x)
     assert "aten::bmm" in naive
     assert "aten::softmax" in naive

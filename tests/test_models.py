@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from model_cases import TINY, TINY_GPT, TINY_LLAMA, draw_tokens, tiny_model, tolerance
+from torch import nn
 
+import flashint8
+from flashint8 import silu_mul
+from flashint8.generate import generate
 from flashint8.models import GPT, KVCache, Llama, ModelConfig
 
 pytestmark = pytest.mark.usefixtures("inference")
@@ -96,6 +102,75 @@ def test_other_tokens_do_not_matter_after_reset(device: str) -> None:
     cache.reset()
     tokens = draw_tokens(1, 7, device=device)
     assert torch.equal(model(tokens, cache), model(tokens, model.new_cache(1, 16)))
+
+
+class ActivationApart(nn.Module):
+    """An int8 model's MLP with the activation behind its product, as an operator of its own."""
+
+    def __init__(self, mlp: nn.Module, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.architecture == "llama"
+        self.up = copy.deepcopy(mlp.gate_up_pairs if self.gated else mlp.up)
+        self.up.activation = None
+        self.down = mlp.down
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.up(x)
+        if self.gated:
+            return self.down(silu_mul(torch.cat([y[..., ::2], y[..., 1::2]], dim=-1)))
+        return self.down(F.gelu(y, approximate="tanh"))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_activation_in_the_product_changes_no_token(name: str, device: str) -> None:
+    model = tiny_model(name, device)
+    apart = copy.deepcopy(model)
+    for block in apart.blocks:
+        block.mlp = ActivationApart(block.mlp, model.config)
+    tokens = draw_tokens(2, 30, device=device)
+    torch.testing.assert_close(model(tokens), apart(tokens), rtol=0, atol=tolerance(device))
+    prompts = [draw_tokens(n).tolist() for n in (9, 4)]
+    got, want = generate(model, prompts, 20), generate(apart, prompts, 20)
+    if device == "cpu":
+        assert got == want
+    else:  # rounded once less: two tokens of nearly one logit may change places
+        assert [g[:2] for g in got] == [w[:2] for w in want]
+
+
+def test_state_of_gate_and_up_is_brought_into_turn() -> None:
+    """Float or int8, gate's rows and then up's become rows in turn; in turn, they stay."""
+    config = dataclasses.replace(TINY_LLAMA, mlp_bias=True)
+    plain = Llama(config, linears="float", dtype=torch.float32)
+    for block in plain.blocks:
+        nn.init.normal_(block.mlp.gate_up.bias)
+    state = plain.state_dict()
+    state.pop("embed.weight")
+    halves = dict(state)
+    for name in [n for n in state if n.endswith("gate_up.weight")]:
+        halves[name], halves[f"{name}_scale"] = flashint8.quantize_per_channel(state[name])
+    first, second, third = (Llama(config, dtype=torch.float32) for _ in range(3))
+    first.load_state_dict(state)
+    second.load_state_dict(halves)
+    third.load_state_dict(first.state_dict())
+    tokens = draw_tokens(2, 12)
+    for other in (second, third):
+        assert torch.equal(other(tokens), first(tokens))
+    torch.testing.assert_close(first(tokens), plain(tokens), rtol=0, atol=0.1)
+    pairs = first.blocks[0].mlp.gate_up_pairs
+    gate = state["blocks.0.mlp.gate_up.weight"][: config.intermediate_size]
+    assert torch.equal(pairs.weight[::2], flashint8.quantize_per_channel(gate)[0])
+    assert torch.equal(pairs.bias[1::2], state["blocks.0.mlp.gate_up.bias"].chunk(2)[1])
+    assert "blocks.0.mlp.gate_up.weight" in state, "the caller's state is left alone"
+
+
+def test_quantized_later_the_gate_stays_an_operator() -> None:
+    """A float model that quantize_model turns to int8 keeps its rows and its gate."""
+    model = Llama(TINY_LLAMA, linears="float", dtype=torch.float32)
+    tokens = draw_tokens(1, 9)
+    before = model(tokens)
+    flashint8.quantize_model(model)
+    assert model.blocks[0].mlp.gate_up.activation is None
+    torch.testing.assert_close(model(tokens), before, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("linears", ["int8", "float"])

@@ -10,7 +10,15 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from checking import assert_close, assert_same_bits, check_linear, dtypes_on, randn
+from checking import (
+    ACTIVATIONS,
+    assert_close,
+    assert_same_bits,
+    check_linear,
+    dtypes_on,
+    randn,
+    refuses,
+)
 from torch import Tensor, nn
 
 import flashint8
@@ -87,6 +95,49 @@ def test_dequantize_and_to_linear(device: str) -> None:
 def test_repr() -> None:
     assert repr(QuantLinear(8, 4)) == "QuantLinear(in_features=8, out_features=4, bias=True)"
     assert "bias=False" in repr(nn.Sequential(QuantLinear(8, 4, bias=False)))
+
+
+# ---- activation ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation(device: str, activation: str) -> None:
+    """Applied, shown, kept by copies and conversions; no part of the state."""
+    for dtype in dtypes_on(device):
+        linear = nn.Linear(40, 24).to(device, dtype)
+        layer = QuantLinear.from_linear(linear, activation=activation)
+        x = randn(2, 3, 40, dtype=dtype, device=device)
+        out = layer(x).detach()
+        assert out.shape == (2, 3, 12 if activation == "silu_mul" else 24)
+        check_linear(out, x, layer.weight, layer.weight_scale, linear.bias.detach(), activation)
+        assert (layer.out_features, layer.weight.shape) == (24, (24, 40))
+        assert repr(layer).endswith(f"bias=True, activation={activation!r})")
+        loaded = QuantLinear(40, 24, device=device, dtype=dtype, activation=activation)
+        loaded.load_state_dict(linear.state_dict())
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), loaded):
+            assert other.activation == activation
+            assert_same_bits(other(x).detach(), out, "a copy")
+        half = copy.deepcopy(layer).to(torch.bfloat16)
+        assert half.activation == activation
+        assert half(x.bfloat16()).shape == out.shape
+        assert list(layer.state_dict()) == ["weight", "weight_scale", "bias"]
+
+
+def test_activation_is_not_lost_in_silence() -> None:
+    layer = QuantLinear(8, 4, activation="gelu")
+    with pytest.raises(ValueError, match=r"to_linear: an nn\.Linear would leave out .* 'gelu'"):
+        layer.to_linear()
+    assert layer.dequantize().shape == (4, 8)
+    layer.activation = None
+    assert type(layer.to_linear()) is nn.Linear
+
+
+def test_activation_is_checked() -> None:
+    with refuses("QuantLinear: activation must be gelu, gelu_tanh, silu or silu_mul, got 'relu'"):
+        QuantLinear(8, 4, activation="relu")
+    message = "activation silu_mul needs an even number of weight rows (gate and up in turn), got 5"
+    with refuses(f"QuantLinear: {message}"):
+        QuantLinear.from_linear(nn.Linear(8, 5), activation="silu_mul")
 
 
 # ---- state -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from checking import (
+    ACTIVATIONS,
     assert_close,
     assert_same_bits,
     attend,
@@ -29,7 +30,8 @@ SCHEMAS = {
     "attention_with_lse": "(Tensor q, Tensor k, Tensor v, Tensor? kv_lengths=None, "
     "Tensor? kv_start=None, *, int causal=1, int window=-1, float softcap=0., float? scale=None,"
     " bool fp16_accumulate=False) -> (Tensor, Tensor)",
-    "int8_linear": "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None) -> Tensor",
+    "int8_linear": "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, *,"
+    " str? activation=None) -> Tensor",
     "quantize_per_channel": "(Tensor weight) -> (Tensor, Tensor)",
 }
 
@@ -75,7 +77,9 @@ def linear_samples(device: str) -> list[tuple[tuple, dict]]:
             samples.append(((x, weight, scale), {}))
             samples.append(((x, weight, scale, randn(6, dtype=dtype, device=device)), {}))
     x = randn(4, 3, 20, dtype=torch.float16, device=device)
-    return [*samples, ((x[..., 2:18].transpose(0, 1), weight, scale), {})]
+    samples.append(((x[..., 2:18].transpose(0, 1), weight, scale), {}))
+    x = randn(2, 5, 16, dtype=torch.float16, device=device)
+    return [*samples, *(((x, weight, scale), {"activation": name}) for name in ACTIVATIONS)]
 
 
 def quantize_samples(device: str) -> list[tuple[tuple, dict]]:
@@ -210,14 +214,15 @@ def test_attention_backward_names_what_to_use(device: str, which: str) -> None:
         out.float().sum().backward()
 
 
+@pytest.mark.parametrize("activation", [None, "silu_mul"])
 @pytest.mark.parametrize("which", ["x", "bias"])
-def test_linear_backward_names_what_to_use(device: str, which: str) -> None:
+def test_linear_backward_names_what_to_use(device: str, which: str, activation: str | None) -> None:
     x = randn(3, 16, dtype=torch.float16, device=device)
-    bias = randn(5, dtype=torch.float16, device=device)
-    weight, scale = quantised(5, 16, device)
+    bias = randn(6, dtype=torch.float16, device=device)
+    weight, scale = quantised(6, 16, device)
     (x if which == "x" else bias).requires_grad_()
-    out = flashint8.int8_linear(x, weight, scale, bias)
-    check_linear(out.detach(), x.detach(), weight, scale, bias.detach())
+    out = flashint8.int8_linear(x, weight, scale, bias, activation=activation)
+    check_linear(out.detach(), x.detach(), weight, scale, bias.detach(), activation)
     with pytest.raises(RuntimeError, match=r"nn\.Linear"):
         out.float().sum().backward()
 

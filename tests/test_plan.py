@@ -132,8 +132,21 @@ def test_few_rows_and_many_rows_differ(card: Card) -> None:
     few = explain("int8_linear", *linear_args(1, 4096, 4096), card=card)
     many = explain("int8_linear", *linear_args(512, 4096, 4096), card=card)
     assert "gemv" in few.kernel
-    # Hopper's library product is faster than mma.sync can be
-    assert ("library" if card.compute_capability == 90 else "gemm") in many.kernel
+    assert many.kernel == ("gemm_sm90" if card.compute_capability == 90 else "gemm")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "silu_mul"])
+def test_activations_run_in_our_kernels(card: Card, activation: str) -> None:
+    """torch's product cannot apply one; with few rows nothing changes."""
+    few, many = linear_args(1, 4096, 4096), linear_args(2048, 4096, 4096)
+    plan = explain("int8_linear", *many, activation=activation, card=card)
+    gemm = "gemm_sm90" if card.compute_capability == 90 else "gemm"
+    assert (plan.kernel, plan.details["activation"]) == (gemm, activation)
+    plain = explain("int8_linear", *few, card=card)
+    plan = explain("int8_linear", *few, activation=activation, card=card)
+    assert plan.details == {**plain.details, "activation": activation}
+    with pytest.raises(ValueError, match="activation must be gelu"):
+        explain("int8_linear", *few, activation="relu", card=card)
 
 
 def test_plans_are_pure(card: Card) -> None:
@@ -211,16 +224,58 @@ def test_bad_questions(card: Card) -> None:
         explain("attention", q, k, v)  # meta tensors name no device
 
 
-def test_library_needs_a_plain_matrix() -> None:
-    """Expanded, transposed or overlapping rows are read where they lie, by our own product."""
-    card = CARDS["sm_90 H100"]
+BLACKWELL = Card(compute_capability=100, sm_count=148, shared_memory_per_block=232448)
+
+
+@pytest.mark.parametrize(
+    ("card", "plain"),
+    [(CARDS["sm_90 H100"], "gemm_sm90"), (BLACKWELL, "library")],
+    ids=["sm_90", "sm_100"],
+)
+def test_rows_that_are_no_plain_matrix_are_read_where_they_lie(card: Card, plain: str) -> None:
+    """Expanded, transposed or overlapping rows go to the portable product."""
     x, weight, scale = linear_args(1024, 4096, 512)
     overlapping = x.as_strided((1024, 512), (8, 1))
     for rows in (x.view(2, 512, 512).transpose(0, 1), x[:1].expand(1024, 512), overlapping):
         assert explain("int8_linear", rows, weight, scale, card=card).kernel == "gemm"
     padded = torch.empty(2, 512, 520, dtype=x.dtype, device="meta")[..., :512]
     for rows in (x, x.view(2, 512, 512), padded):
-        assert explain("int8_linear", rows, weight, scale, card=card).kernel == "library"
+        assert explain("int8_linear", rows, weight, scale, card=card).kernel == plain
+
+
+def test_library_knows_no_activation() -> None:
+    args = linear_args(1024, 4096, 512)
+    assert explain("int8_linear", *args, card=BLACKWELL).kernel == "library"
+    assert explain("int8_linear", *args, card=BLACKWELL, activation="silu").kernel == "gemm"
+
+
+@pytest.mark.parametrize("m", [33, 64, 100, 128, 200, 256, 700, 1024, 5000])
+def test_hopper_clusters(m: int) -> None:
+    """Clusters fill whole grids, and no part of a split is without k."""
+    card = CARDS["sm_90 H100"]
+    for n, k in ((8, 16), (128, 64), (768, 768), (4096, 208), (4096, 4096), (11008, 4096)):
+        plan = explain("int8_linear", *linear_args(m, n, k), card=card)
+        details, what = plan.details, f"M {m} N {n} K {k}: {plan}"
+        assert plan.kernel == "gemm_sm90", what
+        size = details["cluster"] * details["num_splits"]
+        assert size <= 8, what
+        assert details["num_blocks"] % size == 0, what
+        assert details["num_splits"] <= -(-k // details["block_k"]), what
+        columns = details["block_n"] * details["cluster"]
+        tiles = -(-m // details["block_m"]) * -(-n // columns)
+        clusters = details["num_blocks"] // size
+        assert clusters == tiles if details["num_splits"] > 1 else clusters <= tiles, what
+
+
+def test_few_rows_are_not_for_hoppers_gemm() -> None:
+    card = CARDS["sm_90 H100"]
+    for m in (1, 8, 16, 32):
+        kernel = explain("int8_linear", *linear_args(m, 11008, 4096), card=card).kernel
+        assert kernel in ("gemv", "gemm")
+    for n in (4096, 14336):  # measured: a weight of medium size; tiles for nearly the whole chip
+        assert explain("int8_linear", *linear_args(32, n, 4096), card=card).kernel == "gemm_sm90"
+    # 16-byte loads are what the copy engine does
+    assert explain("int8_linear", *linear_args(100, 4096, 77), card=card).kernel == "gemv"
 
 
 def test_a_card_that_nothing_fits() -> None:

@@ -99,7 +99,7 @@ def test_errors_are_one_line(
 def test_a_transformers_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("transformers", minversion="5.0")
+    pytest.importorskip("transformers", minversion="5.23")
     from hf_models import make
     from transformers import AutoModelForCausalLM
 

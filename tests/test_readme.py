@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import sys
@@ -77,6 +78,63 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for command in commands:
         words = shlex.split(command, comments=True)[1:]
         assert cli.main(words) == 0, command
+
+
+def mapping_rows() -> list[tuple[str, str]]:
+    """The code of the columns "you have" and "here" of the table under "If you know these"."""
+    text = README.read_text(encoding="utf-8").partition("### If you know these")[2]
+    rows = re.findall(r"^\| (.*?) \| (`.*?) \| .*? \|$", text.partition("\n## ")[0], re.M)
+    return [(have, here) for have, here in rows]
+
+
+MAPPING = mapping_rows()
+
+
+@pytest.mark.parametrize(("have", "here"), MAPPING, ids=[have for have, _ in MAPPING])
+def test_calls_of_the_mapping_table(have: str, here: str, tmp_path: Path) -> None:
+    """What the table gives for other libraries' calls runs, and says what they say."""
+    pytest.importorskip("transformers", minversion="5.23")
+    import flashint8.integrations.transformers as fi8
+
+    path = tmp_path / "x.safetensors"
+    flashint8.save_quantized(torch.nn.Sequential(torch.nn.Linear(8, 8)), path)
+    tall = have.startswith("FlashAttention: `flash_attn_func")  # (B, T, H, D)
+    q, k = (torch.randn(2, 5, 4, 8), torch.randn(2, 9, 2, 8))
+    if not tall:
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+    names = {"flashint8": flashint8, "fi8": fi8, "q": q, "k": k, "v": k.flip(-1), "n": None}
+    names |= {"k_cache": k, "v_cache": k.flip(-1), "f": lambda name, layer: True, "folder": path}
+    names["model"] = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    n = torch.tensor([7, 9], dtype=torch.int32)
+    for code in re.findall(r"`(.*?)`", here):
+        if "(" not in code:  # an argument
+            name = code.partition("=")[0]
+            known = inspect.signature(flashint8.attention).parameters
+            assert name in known or code == f'attn_implementation="{fi8.ATTENTION}"'
+            continue
+        if "QuantLinear" in code:
+            assert eval(code, {**names, "k": 8, "n": 4}).weight.shape == (4, 8)
+            continue
+        cached = "k_cache" in code
+        got = eval(code, {**names, "n": n} if cached else names)
+        if "attention" in code:
+            rows, columns = torch.arange(5)[:, None], torch.arange(9)
+            ends = n[:, None, None] if cached else torch.full((2, 1, 1), 9)
+            seen = columns <= rows + ends - 5  # causal, aligned to the end, as FlashAttention's
+            heads = (t.transpose(1, 2) if tall else t for t in (q, k, k.flip(-1)))
+            want = torch.nn.functional.scaled_dot_product_attention(
+                *heads, attn_mask=seen[:, None], enable_gqa=True
+            )
+            torch.testing.assert_close(got, want.transpose(1, 2) if tall else want)
+        elif "model" in code:
+            assert isinstance(names["model"][0], flashint8.QuantLinear)
+
+
+def test_the_mapping_table_is_whole() -> None:
+    text = "".join(have for have, _ in MAPPING)
+    for library in ("torchao", "bitsandbytes", "FlashAttention", "compressed-tensors"):
+        assert library in text, library
+    assert len(MAPPING) >= 10
 
 
 def test_every_public_name_is_there() -> None:

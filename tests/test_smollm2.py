@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.0")
+pytest.importorskip("transformers", minversion="5.23")
 pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -102,6 +103,29 @@ def test_perplexity(full: Any, int8: Any, tokenizer: Any) -> None:
     want = loss(full, tokens)
     assert 1 < want < 4, "this is no text the model can read"
     assert abs(loss(int8[0], tokens) - want) < 0.02
+
+
+def test_chat_streams(int8: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal gets the answer in pieces, each before the next tokens are computed."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import chat
+
+    steps, shown = [0], []
+    model = int8[0]
+    handle = model.register_forward_pre_hook(lambda *_: steps.__setitem__(0, steps[0] + 1))
+
+    class Terminal(io.StringIO):
+        def write(self, text: str) -> int:
+            shown.append((steps[0], text))
+            return super().write(text)
+
+    with monkeypatch.context() as patch, handle:
+        patch.setattr(sys, "stdout", Terminal())
+        reply = chat.answer(model, tokenizer, QUESTION, 24)
+    written = [(step, text) for step, text in shown if text.strip()]
+    assert "".join(text for _, text in shown).strip() == reply
+    assert len({step for step, _ in written}) > 3, written
+    assert "Paris" in reply
 
 
 def test_folder_and_chat(int8: Any, tokenizer: Any, tmp_path: Path) -> None:

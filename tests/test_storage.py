@@ -146,7 +146,7 @@ def test_sharded(tmp_path: Path) -> None:
     assert_refused(tmp_path, "model-1.safetensors: not a safetensors file")
 
 
-# ---- compressed-tensors' int-quantized form ---------------------------------------------------
+# ---- compressed-tensors' int-quantized form, as its version 0.20 writes it ----------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -157,6 +157,7 @@ def test_compressed_tensors(device: str, tmp_path: Path, dtype: torch.dtype, col
         if name.endswith(("up.weight", "down.weight")):
             q, scale = flashint8.quantize_per_channel(tensor)
             scale = scale.to(dtype)
+            q[::3, 0] = -128  # its range goes one further than ours
             state[name] = q
             state[f"{name}_scale"] = scale[:, None] if column else scale
             state[f"{name}_zero_point"] = torch.zeros_like(scale, dtype=torch.int8)
@@ -170,6 +171,13 @@ def test_compressed_tensors(device: str, tmp_path: Path, dtype: torch.dtype, col
     assert layer.weight_scale.shape == (96,)
     want = state["blocks.0.up.weight_scale"].float().flatten()
     assert_same_bits(layer.weight_scale.cpu(), want, "scale")
+    x = torch.randn(3, 32, dtype=layer.dtype, device=device)
+    product = (x.double() @ layer.weight.double().t()) * layer.weight_scale.double()
+    tolerance = 1e-5 if device == "cpu" else 2e-3
+    with torch.inference_mode():
+        assert torch.allclose(
+            layer(x).double(), product + layer.bias.double(), rtol=tolerance, atol=tolerance
+        )
     assert isinstance(model.heads[0], nn.Linear)
     assert bool(run(model, device).isfinite().all())
 
@@ -199,6 +207,14 @@ UNFIT = {
     "bias type": ({"_0_bias": torch.zeros(8).int()}, r"0\.bias is int32, the model's is float32"),
     "more": ({"_0_weight_g_idx": torch.zeros(4)}, r"has, and the model lacks, 0\.weight_g_idx"),
 }
+
+
+def test_int8_for_a_layer_that_cannot_be_int8(tmp_path: Path) -> None:
+    write(tmp_path / "x.safetensors", int8_state())
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 8)))
+    with pytest.raises(ValueError, match="0 is in int8, but cannot be here: it is parametrised"):
+        flashint8.load_quantized(model, tmp_path)
+    assert nn.utils.parametrize.is_parametrized(model[0])
 
 
 @pytest.mark.parametrize("kind", UNFIT)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checking import assert_close
-from hf_models import CONFIGS, batch, logits, make, peer, transformers
+from hf_models import CACHE, CONFIGS, batch, logits, make, peer, transformers
 from torch import Tensor
 from transformers import masking_utils
 
@@ -59,11 +59,11 @@ def test_logits(name: str, device: str) -> None:
     )
     with torch.inference_mode():
         first = {key: value[:, :13] for key, value in inputs.items()}
-        cache = ours(**first, use_cache=True).past_key_values
+        cache = getattr(ours(**first, use_cache=True), CACHE)
         rest = ours(
             input_ids=inputs["input_ids"][:, 13:],
             attention_mask=inputs["attention_mask"],
-            past_key_values=cache,
+            **{CACHE: cache},
         ).logits
     assert_near(rest[1], want[1, 13:], device, "the second part")  # (a row without padding)
 
@@ -100,12 +100,62 @@ def test_padding_is_not_dropped(device: str) -> None:
     assert not torch.equal(first, unmasked)
 
 
+def test_without_its_mask_function_padding_would_be_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Why both are registered: transformers then passes no mask, and says nothing."""
+    ours = make("llama")
+    ours.set_attn_implementation("fi8")
+    inputs = batch()
+    real = inputs["attention_mask"].bool()
+    want = logits(ours, **inputs)[real]
+    known = masking_utils.AttentionMaskInterface._global_mapping
+    monkeypatch.setattr(
+        masking_utils.AttentionMaskInterface,
+        "_global_mapping",
+        {name: function for name, function in known.items() if name != fi8.ATTENTION},
+    )
+    assert not torch.allclose(logits(ours, **inputs)[real], want, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
+def test_sliding_caches_slide(name: str) -> None:
+    """The caches of test_greedy_tokens hold no more keys than the window."""
+    ours = make(name)
+    ours.set_attn_implementation("fi8")
+    window = ours.config.sliding_window
+    options = {"max_new_tokens": 14, "do_sample": False, "return_dict_in_generate": True}
+    for kind, most in (("dynamic", window - 1), ("static", window)):
+        out = ours.generate(**batch(), **options, cache_implementation=kind)
+        layer = getattr(out, CACHE).layers[0]
+        assert layer.is_sliding
+        assert "Static" in type(layer).__name__ or kind == "dynamic"
+        assert layer.keys.shape[2] == most
+
+
 def test_right_padding(device: str) -> None:
     theirs, ours = both("llama", device)
     inputs = batch(device)
     inputs["attention_mask"] = inputs["attention_mask"].flip(1)
     real = inputs["attention_mask"].bool()
     assert_near(logits(ours, **inputs)[real], logits(theirs, **inputs)[real], device, "right")
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "gpt2"])
+def test_several_tokens_against_a_cache(name: str) -> None:
+    """Prompts in chunks, and tokens guessed from the prompt and checked together."""
+    theirs, ours = both(name, "cpu")
+    ids = torch.tensor([[5, 6, 7, 8, 5, 6, 7, 8, 5, 6, 7]])
+    ways: list[dict[str, Any]] = [
+        {"cache_implementation": "dynamic", "prefill_chunk_size": 4},
+        {"cache_implementation": "static", "prefill_chunk_size": 4},
+        {"cache_implementation": "dynamic", "prompt_lookup_num_tokens": 3},
+    ]
+    if name == "llama" and CACHE == "cache":  # static caches can be cropped from 5.24 on
+        ways.append({"cache_implementation": "static", "prompt_lookup_num_tokens": 3})
+    for way in ways:
+        want = theirs.generate(ids, max_new_tokens=14, do_sample=False, **way)
+        assert torch.equal(ours.generate(ids, max_new_tokens=14, do_sample=False, **way), want), way
 
 
 def test_beams_and_continued_caches() -> None:
@@ -124,7 +174,7 @@ def test_beams_and_continued_caches() -> None:
                 cache_implementation=kind if kind == "static" else None,
                 return_dict_in_generate=True,
             )
-            cache, ids = out.past_key_values, out.sequences
+            cache, ids = getattr(out, CACHE), out.sequences
             more = torch.cat([ids, ids[:, :3]], 1)
             mask = torch.cat([inputs["attention_mask"], torch.ones(3, more.shape[1] - 11)], 1)
             if kind == "dynamic":
@@ -132,7 +182,7 @@ def test_beams_and_continued_caches() -> None:
                     model.generate(
                         more,
                         attention_mask=mask.long(),
-                        past_key_values=cache,
+                        **{CACHE: cache},
                         max_new_tokens=5,
                         do_sample=False,
                     )
@@ -155,7 +205,8 @@ def call(**options: Any) -> tuple[Tensor, None]:
 REFUSED_CALLS = {
     "sinks": ({"s_aux": torch.ones(4)}, "attention sinks"),
     "bias": ({"position_bias": torch.ones(1)}, "a position bias"),
-    "cache": ({"cache": object()}, "a paged cache"),
+    "paged": ({"read_index": [torch.ones(2)], "cu_seq_lens_q": torch.ones(2)}, "a paged cache"),
+    "paged, blocks": ({"block_table": torch.ones(1, 2)}, "a paged cache"),
     "packed": ({"cu_seq_lens_q": torch.ones(2)}, "packed sequences"),
     "dropout": ({"dropout": 0.1}, r"dropout \(0.1\)"),
     "weights": ({"output_attentions": True}, "output_attentions"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_models import batch, make, transformers
+from hf_models import CACHE, batch, make, transformers
 from torch import Tensor
 from transformers import masking_utils
 
@@ -29,7 +29,7 @@ def decode(model: Any, forward: Any, device: str, whole: bool) -> Tensor:
     mask[:, :11] = inputs["attention_mask"]
     outs = []
     with torch.inference_mode():
-        token = model(**inputs, past_key_values=cache).logits[:, -1:].argmax(-1)
+        token = model(**inputs, **{CACHE: cache}).logits[:, -1:].argmax(-1)
         for step in range(4):
             mask[:, 11 + step] = 1
             ready: Any = mask
@@ -38,7 +38,7 @@ def decode(model: Any, forward: Any, device: str, whole: bool) -> Tensor:
                 ready = masking_utils.create_masks_for_generate(
                     model.config, embeds, mask, cache, torch.full((3, 1), 11 + step, device=device)
                 )
-            out = forward(input_ids=token, attention_mask=ready, past_key_values=cache).logits
+            out = forward(input_ids=token, attention_mask=ready, **{CACHE: cache}).logits
             token = out[:, -1:].argmax(-1)
             outs.append(out)
     return torch.cat(outs, 1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from hf_models import CACHE, transformers
 from torch import Tensor
-
-pytest.importorskip("transformers", minversion="5.0")
 from transformers import masking_utils
 
 import flashint8.integrations.transformers as fi8
@@ -81,6 +81,19 @@ def other(batch_idx: Any, head_idx: Any, q_idx: Any, kv_idx: Any) -> Any:
     return kv_idx % 2 == 0
 
 
+class Odd:
+    """A mask function that is no function."""
+
+    def __call__(self, *indices: Any) -> Any:
+        return other(*indices)
+
+
+CAUSAL = masking_utils.causal_mask_function
+IDS = torch.zeros(2, 3, dtype=torch.long)
+PACKED = masking_utils.packed_sequence_mask_function(IDS)
+REMAPPED = masking_utils.remap_positions_for_packed_sequence(CAUSAL, IDS)
+BLOCKS = masking_utils.or_masks(CAUSAL, masking_utils.blockwise_overlay(IDS))
+
 REFUSED_MASKS = {
     "a custom function": (other, "the custom mask function other"),
     "joined": (
@@ -91,12 +104,24 @@ REFUSED_MASKS = {
         masking_utils.or_masks(masking_utils.causal_mask_function, other),
         "the custom mask function or_masks",
     ),
-    "packed": (
-        masking_utils.packed_sequence_compatibility_function(
-            masking_utils.causal_mask_function, torch.zeros(2, 3), torch.zeros(2, 3)
-        ),
-        "packed sequences",
+    "an object": (Odd(), "the custom mask function Odd"),
+    "inside": (
+        masking_utils.and_masks(masking_utils.sliding_window_causal_mask_function(3), other),
+        "the custom mask function other",
     ),
+    "two windows": (
+        masking_utils.and_masks(
+            masking_utils.sliding_window_overlay(3),
+            masking_utils.sliding_window_causal_mask_function(2),
+        ),
+        "the custom mask function sliding_window_overlay",
+    ),
+    "a window alone": (
+        masking_utils.sliding_window_overlay(3),
+        "the custom mask function sliding_window_overlay",
+    ),
+    "packed": (masking_utils.and_masks(REMAPPED, PACKED), "packed sequences"),  # 5.24
+    "packed before": (masking_utils.and_masks(PACKED, REMAPPED), "packed sequences"),  # 5.23
     "chunked": (
         masking_utils.chunked_causal_mask_function(2, torch.zeros(2)),
         "chunked attention",
@@ -105,9 +130,12 @@ REFUSED_MASKS = {
         masking_utils.sliding_window_bidirectional_mask_function(2),
         "a sliding window without causality",
     ),
-    "blocks": (
-        masking_utils.and_masks(masking_utils.blockwise_overlay(torch.zeros(2, 3))),
-        "blocks that attend to themselves",
+    "blocks": (BLOCKS, "blocks that attend to themselves"),
+    "packed blocks": (
+        masking_utils.and_masks(
+            masking_utils.or_masks(REMAPPED, masking_utils.blockwise_overlay(IDS)), PACKED
+        ),
+        "packed sequences",
     ),
 }
 
@@ -117,6 +145,78 @@ def test_masks_that_are_refused(kind: str) -> None:
     function, message = REFUSED_MASKS[kind]
     with pytest.raises(ValueError, match=f"fi8: attention with {message}"):
         mask(mask_function=function)
+
+
+def test_functions_named_like_transformers_are_others() -> None:
+    """Looked at is what made them, not what they are called."""
+
+    def impostor(*indices: Any) -> Any:
+        return other(*indices)
+
+    for real in (
+        masking_utils.sliding_window_overlay(3),
+        masking_utils.sliding_window_causal_mask_function(3),
+        CAUSAL,
+    ):
+        impostor.__qualname__ = real.__qualname__
+        for function in (impostor, masking_utils.and_masks(impostor, CAUSAL)):
+            with pytest.raises(ValueError, match="the custom mask function "):
+                mask(mask_function=function)
+
+
+MAKERS = {
+    "causal": (masking_utils.create_causal_mask, {}, "causal"),
+    "sliding": (masking_utils.create_sliding_window_causal_mask, {"sliding_window": 5}, "sliding"),
+    "full": (masking_utils.create_bidirectional_mask, {}, "full"),
+    "chunked": (
+        masking_utils.create_chunked_causal_mask,
+        {"attention_chunk_size": 2},
+        "chunked attention",
+    ),
+    "full, window": (
+        masking_utils.create_bidirectional_sliding_window_mask,
+        {"sliding_window": 5},
+        "a sliding window without causality",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_masks_that_transformers_makes(kind: str) -> None:
+    """Through its own functions, with padding: known by what they are, or refused by name."""
+    maker, options, meaning = MAKERS[kind]
+    config = transformers.LlamaConfig(num_attention_heads=4, hidden_size=64, **options)
+    config._attn_implementation = fi8.ATTENTION
+    padding = torch.tensor([[0, 1, 1], [1, 1, 1]])
+    arguments = {"config": config, "inputs_embeds": torch.zeros(2, 3, 64)}
+    arguments["attention_mask"] = padding
+    if kind.startswith("full"):
+        call = partial(maker, **arguments)
+    else:
+        call = partial(maker, **arguments, **{CACHE: None})
+    if " " in meaning:
+        with pytest.raises(ValueError, match=f"fi8: attention with {meaning}"):
+            call()
+        return
+    interval = _hf_mask.read(call(), 2)
+    assert interval is not None
+    assert interval.kind == meaning
+    assert interval.start.tolist() == [1, 0]
+    for extra, message in (
+        ({"and_mask_function": other}, "the custom mask function other"),
+        ({"or_mask_function": other}, "the custom mask function or_masks"),
+    ):
+        with pytest.raises(ValueError, match=f"fi8: attention with {message}"):
+            call(**extra)
+    if kind == "full":
+        return
+    with pytest.raises(ValueError, match="blocks that attend to themselves"):
+        call(block_sequence_ids=IDS)
+    packed = {"position_ids": torch.tensor([[0, 0, 1]]), "attention_mask": None}
+    with pytest.raises(ValueError, match="fi8: attention with packed sequences"):
+        call(**packed)
+    with pytest.raises(ValueError, match=r"fi8: attention with (packed sequences|blocks that)"):
+        call(**packed, block_sequence_ids=IDS)
 
 
 def test_holes_are_refused(device: str) -> None:

@@ -316,6 +316,11 @@ def test_load_int8(tmp_path: Path) -> None:
     transformers.LlamaConfig().save_pretrained(tmp_path / "odd")
     with pytest.raises(ValueError, match=r"its config\.json names no model"):
         fi8.load_int8(tmp_path / "odd")
+    config = json.loads((tmp_path / "float" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "float" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"float: its weights are quantised already \(gptq\)"):
+        fi8.load_int8(tmp_path / "float")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -42,7 +42,7 @@ if(FLASHINT8_CUDA)
 
   flashint8_op_library(
     flashint8_cuda ${FLASHINT8_OPS_CUDA_SOURCES} $<TARGET_OBJECTS:flashint8_plans>
-    $<TARGET_OBJECTS:flashint8_cuda_kernels>)
+    ${FLASHINT8_CUDA_OBJECTS})
   target_compile_definitions(flashint8_cuda PRIVATE USE_CUDA)
   target_include_directories(flashint8_cuda SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_libraries(flashint8_cuda PRIVATE torch_cuda CUDA::cudart_static ${CMAKE_DL_LIBS})

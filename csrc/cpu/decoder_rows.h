@@ -126,12 +126,6 @@ void add_norm_rows(const AddNormParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// x / (1 + e^-x). exp2 takes up to 120; from there on the result is under 1e-34.
-FLASHINT8_INLINE Vec silu(Vec x) {
-  const Vec e = exp2(min(set1(120.0f), mul(x, set1(-kLog2e))));
-  return div(x, add(set1(1.0f), e));
-}
-
 template <class T>
 void silu_mul_rows(const SiluMulParams& p, int64_t begin, int64_t end) {
   for (int64_t m = begin; m < end; ++m) {

@@ -69,26 +69,39 @@ void convert_weight(const int8_t* weight, int64_t stride, int64_t rows, int64_t 
   }
 }
 
-// Transposes a panel's sums and writes them, scaled and with the bias.
+// Transposes a panel's sums and writes them, scaled, with the bias and the activation. Gated, two
+// channels become one before they are transposed: they are neighbours then.
 template <class T>
 void write_panel(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, int64_t n_begin,
                  int64_t n_end, const float* sums) {
   const T* bias = static_cast<const T*>(p.bias);
+  const bool gated = p.activation == Activation::kSiluMul;
+  const int64_t columns = gated ? p.n / 2 : p.n;
   for (int64_t n = n_begin; n < n_end; n += kLanes) {
-    const int64_t valid = smaller(kLanes, n_end - n);
-    const Vec scale = load_partial(p.weight_scale + n, valid);
-    const Vec shift = bias ? load_partial(bias + n, valid) : zero();
+    const int64_t channels = smaller(kLanes, n_end - n), valid = gated ? channels / 2 : channels;
+    float scale[kLanes], shift[kLanes];
+    store(scale, load_partial(p.weight_scale + n, channels));
+    store(shift, bias ? load_partial(bias + n, channels) : zero());
     for (int64_t m = 0; m < m_count; m += kLanes) {
       Vec t[kLanes];
-      for (int i = 0; i < kLanes; ++i) t[i] = load(sums + (n - n_begin + i) * kPanelRows + m);
+      for (int i = 0; i < kLanes; ++i) {
+        const Vec sum = load(sums + (n - n_begin + i) * kPanelRows + m);
+        t[i] = fma(sum, set1(scale[i]), set1(shift[i]));
+      }
+      if (gated) {
+        for (int i = 0; i < kLanes / 2; ++i) {
+          t[i] = mul(activate(t[2 * i], p.activation), t[2 * i + 1]);
+        }
+      } else if (p.activation != Activation::kNone) {
+        for (int64_t i = 0; i < channels; ++i) t[i] = activate(t[i], p.activation);
+      }
       transpose(t);
-      T* out = static_cast<T*>(p.out) + (m_begin + m) * p.n + n;
+      T* out = static_cast<T*>(p.out) + (m_begin + m) * columns + (gated ? n / 2 : n);
       for (int64_t i = 0; i < smaller(kLanes, m_count - m); ++i) {
-        const Vec y = fma(t[i], scale, shift);
         if (valid == kLanes) {
-          store(out + i * p.n, y);
+          store(out + i * columns, t[i]);
         } else {
-          store_partial(out + i * p.n, y, valid);
+          store_partial(out + i * columns, t[i], valid);
         }
       }
     }

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "simd.h"
+#include "vector_math.h"
 
 namespace flashint8::cpu {
 namespace {
@@ -97,6 +97,26 @@ struct FloatRows {
   }
 };
 
+// Writes the activation of `valid` channels, the first of them n, to a row of the output.
+template <class T>
+FLASHINT8_INLINE void store_activated(const Int8LinearParams& p, int64_t row, int64_t n, Vec y,
+                                      int64_t valid) {
+  T* out = static_cast<T*>(p.out);
+  if (p.activation != Activation::kSiluMul) {
+    if (p.activation != Activation::kNone) y = activate(y, p.activation);
+    store_partial(out + row * p.n + n, y, valid);
+    return;
+  }
+  float pairs[kLanes], gate[kLanes] = {}, up[kLanes] = {};
+  store(pairs, y);
+  for (int64_t i = 0; i < valid / 2; ++i) {
+    gate[i] = pairs[2 * i];
+    up[i] = pairs[2 * i + 1];
+  }
+  y = mul(activate(load(gate), p.activation), load(up));
+  store_partial(out + row * (p.n / 2) + n / 2, y, valid / 2);
+}
+
 // The rows of x in `rows` times every row of the weight in `work`. kLanes of their sums become one
 // vector; where fewer are left, the last row stands in for those that are missing.
 template <class T, class Rows>
@@ -126,7 +146,7 @@ void gemv_rows(const Int8LinearParams& p, const LinearWork& work, const Rows& ro
     for (int m = 0; m < kRows; ++m) {
       Vec y = mul(sum_rows(sums[m]), load_partial(p.weight_scale + n, valid));
       if (bias) y = add(y, load_partial(bias + n, valid));
-      store_partial(static_cast<T*>(p.out) + (work.m_begin + m) * p.n + n, y, valid);
+      store_activated<T>(p, work.m_begin + m, n, y, valid);
     }
   }
 }

@@ -1,6 +1,7 @@
-// exp2 and tanh on vectors, and the softmax constants that follow from attention's parameters.
+// exp2, tanh and the activations on vectors.
 #pragma once
 
+#include "flashint8/activation.h"
 #include "simd.h"
 
 namespace flashint8::cpu {
@@ -37,6 +38,39 @@ FLASHINT8_INLINE Vec tanh(Vec x) {
   series = fma(square, series, set1(-1.0f / 3.0f));
   const Vec small = fma(mul(x, square), series, x);
   return select_less(abs(x), set1(0.25f), small, large);
+}
+
+// x / (1 + 2^(x * slope)). exp2 takes up to 120; from there on the result is under 1e-34.
+FLASHINT8_INLINE Vec sigmoid_product(Vec x, Vec slope) {
+  return div(x, add(set1(1.0f), exp2(min(set1(120.0f), mul(x, slope)))));
+}
+
+FLASHINT8_INLINE Vec silu(Vec x) { return sigmoid_product(x, set1(kSiluSlope)); }
+
+FLASHINT8_INLINE Vec gelu_tanh(Vec x) {
+  return sigmoid_product(x, fma(mul(x, x), set1(kGeluTanhCurve), set1(kGeluTanhSlope)));
+}
+
+// max(x, 0) - a * Q(a); see kGeluTail. NaN stays NaN.
+FLASHINT8_INLINE Vec gelu(Vec x) {
+  const Vec a = min(set1(kGeluEnd), abs(x));
+  const Vec t = div(set1(1.0f), fma(a, set1(kGeluStep), set1(1.0f)));
+  Vec tail = set1(kGeluTail[kGeluTerms - 1]);
+  FLASHINT8_UNROLL
+  for (int i = kGeluTerms - 2; i >= 0; --i) tail = fma(tail, t, set1(kGeluTail[i]));
+  tail = mul(mul(tail, t), exp2(mul(mul(a, a), set1(kGeluExponent))));
+  return sub(select_less(x, zero(), zero(), x), mul(a, tail));
+}
+
+// Of a gated activation, what it does to the gate. Not inlined: one copy serves every loop.
+__attribute__((noinline)) Vec activate(Vec x, Activation activation) {
+  switch (activation) {
+    case Activation::kGelu: return gelu(x);
+    case Activation::kGeluTanh: return gelu_tanh(x);
+    case Activation::kSilu:
+    case Activation::kSiluMul: return silu(x);
+    default: return x;
+  }
 }
 
 }  // namespace

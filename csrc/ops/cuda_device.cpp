@@ -69,6 +69,7 @@ const Card& card_of(const char* op, int device) {
     card.sm_count = attribute(op, cudaDevAttrMultiProcessorCount, device);
     card.shared_memory_per_block = attribute(op, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     card.code = code_version(kCudaArchitectures, card.compute_capability);
+    card.own_code = has_own_code(kCudaArchitectures, card.compute_capability);
     apply_plan_card(op, card);
   });
   if (cards[device].code == 0) fail_architecture(op, cards[device].compute_capability);

@@ -17,11 +17,26 @@ void check_weight(const TensorView& weight, const TensorView& x) {
   check_last_dim_contiguous("int8_linear: weight", weight);
 }
 
+Activation check_activation(const std::string& name, int64_t n) {
+  const std::optional<Activation> activation = parse_activation(name);
+  if (!activation) {
+    fail("int8_linear: activation must be ", kActivationNames, ", got '", name, "'");
+  }
+  if (*activation == Activation::kSiluMul && n % 2 != 0) {
+    fail(
+        "int8_linear: activation silu_mul needs an even number of weight rows (gate and up in "
+        "turn), got ",
+        n);
+  }
+  return *activation;
+}
+
 }  // namespace
 
 Int8LinearCall prepare_int8_linear(const Tensor& x_tensor, const Tensor& weight_tensor,
                                    const Tensor& scale_tensor,
-                                   const std::optional<Tensor>& bias_tensor) {
+                                   const std::optional<Tensor>& bias_tensor,
+                                   const std::optional<std::string>& activation) {
   const TensorView x = view(x_tensor), weight = view(weight_tensor), scale = view(scale_tensor);
   Int8LinearParams p;
   if (x.ndim < 1) fail("int8_linear: x must have at least 1 dimension, got 0");
@@ -38,6 +53,7 @@ Int8LinearCall prepare_int8_linear(const Tensor& x_tensor, const Tensor& weight_
     check_vector("int8_linear: bias", bias, p.n);
     p.bias = bias.data;
   }
+  if (activation) p.activation = check_activation(*activation, p.n);
   p.m = row_count(x);
   if (p.m > 0) p.x_rows = row_layout("int8_linear: x", x);
   p.x = x.data;
@@ -49,7 +65,7 @@ Int8LinearCall prepare_int8_linear(const Tensor& x_tensor, const Tensor& weight_
   int64_t sizes[kMaxDims];
   if (x.ndim > kMaxDims) fail("int8_linear: x has ", x.ndim, " dimensions, at most 64 are taken");
   for (int64_t d = 0; d + 1 < x.ndim; ++d) sizes[d] = x.sizes[d];
-  sizes[x.ndim - 1] = p.n;
+  sizes[x.ndim - 1] = out_columns(p);
   Int8LinearCall call{.params = p, .out = empty_contiguous(x.ndim, sizes, x.dtype, x), .x = x};
   call.params.out = call.out.mutable_data_ptr();
   return call;

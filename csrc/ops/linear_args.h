@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 
 #include "flashint8/int8_linear.h"
 #include "tensor_view.h"
@@ -17,7 +18,8 @@ struct Int8LinearCall {
 
 // Both throw std::invalid_argument, naming the argument, what was expected and what came.
 Int8LinearCall prepare_int8_linear(const Tensor& x, const Tensor& weight,
-                                   const Tensor& weight_scale, const std::optional<Tensor>& bias);
+                                   const Tensor& weight_scale, const std::optional<Tensor>& bias,
+                                   const std::optional<std::string>& activation);
 
 struct QuantizeCall {
   QuantizeParams params;

@@ -1,4 +1,5 @@
 // The operators on the CPU.
+#include <string>
 #include <tuple>
 
 #include "attention_args.h"
@@ -51,8 +52,9 @@ std::tuple<Tensor, Tensor> attention_with_lse(const Tensor& q, const Tensor& k, 
 }
 
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
-                   const std::optional<Tensor>& bias) {
-  const Int8LinearCall call = prepare_int8_linear(x, weight, weight_scale, bias);
+                   const std::optional<Tensor>& bias,
+                   const std::optional<std::string>& activation) {
+  const Int8LinearCall call = prepare_int8_linear(x, weight, weight_scale, bias, activation);
   if (call.params.m > 0 && call.params.n > 0) cpu::int8_linear(call.params, torch_threads());
   return call.out;
 }

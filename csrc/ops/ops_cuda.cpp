@@ -1,6 +1,7 @@
 // The operators on CUDA: check, plan, launch.
 #include <climits>
 #include <nvtx3/nvtx3.hpp>
+#include <string>
 #include <tuple>
 
 #include "attention_args.h"
@@ -61,9 +62,10 @@ std::tuple<Tensor, Tensor> attention_with_lse(const Tensor& q, const Tensor& k, 
 }
 
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
-                   const std::optional<Tensor>& bias) {
+                   const std::optional<Tensor>& bias,
+                   const std::optional<std::string>& activation) {
   const NvtxRange range("int8_linear");
-  Int8LinearCall call = prepare_int8_linear(x, weight, weight_scale, bias);
+  Int8LinearCall call = prepare_int8_linear(x, weight, weight_scale, bias, activation);
   if (call.params.m == 0 || call.params.n == 0) return call.out;
   const CudaCall cuda_call("int8_linear", call.x);
   const LinearPlan plan = plan_int8_linear(call.params, cuda_call.card());

@@ -10,7 +10,9 @@ STABLE_TORCH_LIBRARY(flashint8, m) {
       "attention_with_lse(Tensor q, Tensor k, Tensor v, Tensor? kv_lengths=None, "
       "Tensor? kv_start=None, *, int causal=1, int window=-1, float softcap=0.0, "
       "float? scale=None, bool fp16_accumulate=False) -> (Tensor, Tensor)");
-  m.def("int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None) -> Tensor");
+  m.def(
+      "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, *, "
+      "str? activation=None) -> Tensor");
   m.def(
       "rope_append_(Tensor(a!) q, Tensor k, Tensor v, Tensor(b!) k_cache, Tensor(c!) v_cache, "
       "Tensor positions, Tensor? cos_sin=None, *, bool interleaved=False) -> ()");

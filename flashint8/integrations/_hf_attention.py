@@ -18,7 +18,8 @@ _REFUSED = {  # keyword arguments of attention functions that change the result
     "s_aux": "attention sinks",
     "position_bias": "a position bias",
     "head_mask": "a head mask",
-    "cache": "a paged cache",
+    "read_index": "a paged cache",
+    "block_table": "a paged cache",
     "cu_seq_lens_q": "packed sequences",
     "cu_seqlens_q": "packed sequences",
 }

@@ -9,7 +9,7 @@ import transformers
 
 from flashint8._selection import model_bytes, select
 from flashint8.integrations._hf_attention import use_attention
-from flashint8.integrations._hf_quantizer import FlashInt8Config
+from flashint8.integrations._hf_quantizer import METHOD, FlashInt8Config
 from flashint8.modules import QuantLinear
 from flashint8.quantize import QuantizeReport, quantize_model
 
@@ -37,7 +37,8 @@ def load_int8(
         before, had it been loaded as it was.
 
     Raises:
-        OSError, ValueError: transformers cannot load it, or its attention cannot be exchanged.
+        OSError, ValueError: transformers cannot load it, its weights are quantised in another way,
+            or its attention cannot be exchanged.
     """
     model, report = load_int8_weights(source, config, dtype, device)
     use_attention(model)
@@ -70,14 +71,22 @@ def load_int8_weights(
     model_class = getattr(transformers, names[0], None) if names else None
     if model_class is None:
         raise ValueError(f"{source}: its config.json names no model of transformers, got {names}")
-    quantized = getattr(base, "quantization_config", None) is not None
+    stored = getattr(base, "quantization_config", None)
+    if stored is not None and (other := _method(stored)) != METHOD:
+        raise ValueError(f"{source}: its weights are quantised already ({other}), not by flashint8")
     model = model_class.from_pretrained(
         source,
-        quantization_config=None if quantized else config,
+        quantization_config=None if stored else config,
         dtype=dtype or "auto",
         device_map=None if torch.device(device).type == "cpu" else str(device),
     )
     return model, _report(model)
+
+
+def _method(stored: Any) -> str:
+    """The name of the method in a folder's quantization_config, a dict or an object."""
+    name = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    return str(getattr(name, "value", name))
 
 
 def _report(model: Any) -> QuantizeReport:

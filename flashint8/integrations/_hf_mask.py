@@ -127,30 +127,47 @@ def classify(mask_function: Callable[..., Any]) -> tuple[str, int]:
     others = [part for part in parts if _window(part) is None]
     if len(windows) == 1 and others == [masking_utils.causal_mask_function]:
         return "sliding", windows[0]
-    unknown = [f for f in others if f is not masking_utils.causal_mask_function] or parts
-    factory = str(unknown[0].__qualname__).partition(".")[0]
-    what = _WORDS.get(factory, f"the custom mask function {unknown[0].__qualname__}")
-    raise ValueError(f"fi8: attention with {what} is not supported")
+    plain = (masking_utils.causal_mask_function, masking_utils.bidirectional_mask_function)
+    unknown = [f for f in others if f not in plain] or parts
+    raise ValueError(f"fi8: attention with {_words(unknown)} is not supported")
 
 
 def _parts(mask_function: Callable[..., Any]) -> list[Callable[..., Any]]:
     """The functions that and_masks joined; others stay whole."""
-    if mask_function.__qualname__ != "and_masks.<locals>.and_mask":
+    if not _made_by(masking_utils.and_masks, mask_function):
         return [mask_function]
-    joined = _captured(mask_function, "mask_functions")
-    return [part for function in joined for part in _parts(function)]
+    return [part for function in _captured(mask_function) for part in _parts(function)]
 
 
 def _window(mask_function: Callable[..., Any]) -> int | None:
     """The window of a function made by sliding_window_overlay."""
-    if mask_function.__qualname__ != "sliding_window_overlay.<locals>.inner_mask":
+    if not _made_by(masking_utils.sliding_window_overlay, mask_function):
         return None
-    return int(_captured(mask_function, "sliding_window"))
+    (window,) = mask_function.__closure__ or ()
+    return int(window.cell_contents)
 
 
-def _captured(function: Any, name: str) -> Any:
-    """The value of a variable that an inner function has captured."""
-    return function.__closure__[function.__code__.co_freevars.index(name)].cell_contents
+def _made_by(factory: Callable[..., Any], function: Callable[..., Any]) -> bool:
+    """Whether a function is the inner one of this very factory; its code object is a constant."""
+    code = getattr(function, "__code__", None)
+    return code is not None and any(code is c for c in factory.__code__.co_consts)
+
+
+def _captured(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The functions that an inner function has captured, alone or in a tuple."""
+    values = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    each = [x for value in values for x in (value if isinstance(value, tuple) else (value,))]
+    return [x for x in each if callable(x)]
+
+
+def _words(functions: list[Callable[..., Any]]) -> str:
+    """What they are: the first that transformers has made is named, else the first."""
+    inside = list(functions)
+    for function in inside:  # (grows)
+        inside += [f for f in _captured(function) if f not in inside]
+    names = [str(getattr(f, "__qualname__", type(f).__qualname__)) for f in inside]
+    known = [_WORDS[n] for name in names if (n := name.partition(".")[0]) in _WORDS]
+    return known[0] if known else f"the custom mask function {names[0]}"
 
 
 def _ones(attention_mask: Tensor) -> tuple[Tensor, Tensor]:

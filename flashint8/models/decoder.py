@@ -6,7 +6,7 @@ A block is ``x + attention(norm(x))``, then ``x + mlp(norm(x))``. It is computed
 
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,14 @@ from flashint8.models.config import ModelConfig
 from flashint8.modules import QuantLinear
 
 LINEARS = ("int8", "float")
+
+
+class MakeLinear(Protocol):
+    """Makes a layer; an int8 one applies `activation`, a float one leaves it to its caller."""
+
+    def __call__(
+        self, inputs: int, outputs: int, bias: bool, *, activation: str | None = None
+    ) -> nn.Module: ...
 
 
 class Norm(nn.Module):
@@ -68,7 +76,7 @@ class Block(nn.Module):
     Args:
         config: sizes.
         mlp: the model's own MLP.
-        linear: makes a linear layer from (in_features, out_features, bias).
+        linear: makes a linear layer.
         norm: makes a norm.
     """
 
@@ -76,7 +84,7 @@ class Block(nn.Module):
         self,
         config: ModelConfig,
         mlp: nn.Module,
-        linear: Callable[[int, int, bool], nn.Module],
+        linear: MakeLinear,
         norm: Callable[[], Norm],
     ) -> None:
         super().__init__()
@@ -107,8 +115,9 @@ class Decoder(nn.Module):
     """A decoder-only model; `GPT` and `Llama` say what their MLP and their positions are.
 
     For inference. Every linear product of a block is one matrix: q, k and v together, gate and up
-    together. With ``linears="int8"`` they are QuantLinear, and so is the output product, unless
-    ``int8_head`` is False; where the token embedding is tied to it, the int8 matrix serves both.
+    together. With ``linears="int8"`` they are QuantLinear, of which the MLP's first applies the
+    activation, and so is the output product, unless ``int8_head`` is False; where the token
+    embedding is tied to it, the int8 matrix serves both.
 
     Args:
         config: sizes; of the class's architecture.
@@ -159,10 +168,15 @@ class Decoder(nn.Module):
             return Norm(config.hidden_size, config.norm_eps, rms, fused, device, dtype)
 
         def linear(
-            inputs: int, outputs: int, bias: bool, int8: bool = linears == "int8"
+            inputs: int,
+            outputs: int,
+            bias: bool,
+            int8: bool = linears == "int8",
+            *,
+            activation: str | None = None,
         ) -> nn.Module:
             if int8:
-                return QuantLinear(inputs, outputs, bias, device=device, dtype=dtype)
+                return QuantLinear(inputs, outputs, bias, device, dtype, activation)
             layer = nn.Linear(inputs, outputs, bias, device=device, dtype=dtype)
             return layer.requires_grad_(False)
 
@@ -184,7 +198,7 @@ class Decoder(nn.Module):
         self.norm = norm()
         self.eval()
 
-    def make_mlp(self, linear: Callable[[int, int, bool], nn.Module], fused: bool) -> nn.Module:
+    def make_mlp(self, linear: MakeLinear, fused: bool) -> nn.Module:
         """The architecture's MLP."""
         raise NotImplementedError
 

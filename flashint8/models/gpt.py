@@ -1,7 +1,6 @@
 """GPT-2: LayerNorm, learned positions, GELU (Radford et al., "Language Models are Unsupervised
 Multitask Learners"); the structure is nanoGPT's."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -10,22 +9,27 @@ from torch.nn import functional as F
 
 from flashint8.models.cache import KVCache
 from flashint8.models.config import ModelConfig
-from flashint8.models.decoder import Decoder
+from flashint8.models.decoder import Decoder, MakeLinear
+from flashint8.modules import QuantLinear
 
 
 class GeluMlp(nn.Module):
-    """``down(gelu(up(x)))``: (B, T, C) -> (B, T, C)."""
+    """``down(gelu(up(x)))``: (B, T, C) -> (B, T, C). An int8 `up` applies the gelu itself."""
 
-    def __init__(self, config: ModelConfig, linear: Callable[[int, int, bool], nn.Module]) -> None:
+    def __init__(self, config: ModelConfig, linear: MakeLinear) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.up = linear(hidden, inner, config.mlp_bias)
+        self.up = linear(hidden, inner, config.mlp_bias, activation=config.activation)
         self.down = linear(inner, hidden, config.mlp_bias)
         self.approximate = "tanh" if config.activation == "gelu_tanh" else "none"
+        self.activates = not isinstance(self.up, QuantLinear)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        result: Tensor = self.down(F.gelu(self.up(x), approximate=self.approximate))
+        x = self.up(x)
+        if self.activates:
+            x = F.gelu(x, approximate=self.approximate)
+        result: Tensor = self.down(x)
         return result
 
 
@@ -46,7 +50,7 @@ class GPT(Decoder):
             nn.init.normal_(weight, std=0.02)
         self.position_embed = nn.Embedding.from_pretrained(weight)
 
-    def make_mlp(self, linear: Callable[[int, int, bool], nn.Module], fused: bool) -> nn.Module:
+    def make_mlp(self, linear: MakeLinear, fused: bool) -> nn.Module:
         return GeluMlp(self.config, linear)
 
     def learned_positions(

@@ -151,6 +151,8 @@ def load_weights(model: Decoder, source: Source, device: torch.device | str) -> 
         target = part.target
         if target == "embed" and model.embed is None:
             target = "lm_head"  # tied, and int8: one matrix serves both
+        if target.endswith("mlp.gate_up") and model.linears == "int8":
+            target += "_pairs"
         module = model.get_submodule(target)
         if isinstance(module, QuantLinear):
             flip = transposed and target.startswith("blocks.")
@@ -179,13 +181,21 @@ def _load_quantized(
     shape = (module.out_features, module.in_features)
     weight = torch.empty(shape, dtype=torch.int8, device=device)
     scale = torch.empty(shape[0], dtype=torch.float32, device=device)
-    row = 0
-    for name in sources:
-        row = _quantize_rows(weight, scale, row, names, name, flip)
-    _check(f"{' and '.join(sources)}: rows", (row,), (shape[0],))
+    bias = None if module.bias is None else _bias(names, sources, shape[0], device, dtype)
+    if module.activation == "silu_mul":  # rows of gate and up in turn
+        for i, name in enumerate(sources):
+            own = scale[i :: len(sources)]
+            row = _quantize_rows(weight[i :: len(sources)], own, 0, names, name, flip)
+            _check(f"{name}: rows", (row,), tuple(own.shape))
+        bias = None if bias is None else bias.view(len(sources), -1).t().flatten()
+    else:
+        row = 0
+        for name in sources:
+            row = _quantize_rows(weight, scale, row, names, name, flip)
+        _check(f"{' and '.join(sources)}: rows", (row,), (shape[0],))
     module.weight, module.weight_scale = weight, scale
-    if module.bias is not None:
-        module.bias = _bias(names, sources, shape[0], device, dtype)
+    if bias is not None:
+        module.bias = bias
 
 
 def _quantize_rows(

@@ -101,9 +101,9 @@ class SdpaMiniBlock(TorchMiniBlock):
 
 
 class OptimizedMiniBlock(nn.Module):
-    """The same block with `flashint8.attention` and QuantLinear; inference only.
+    """The same block with `flashint8.attention` and QuantLinear, of which fc1 applies the GELU.
 
-    Arguments and shape are those of `TorchMiniBlock`.
+    Inference only. Arguments and shape are those of `TorchMiniBlock`.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class OptimizedMiniBlock(nn.Module):
             embed_dim, num_heads, bias=bias, quantized=True, device=device, dtype=dtype
         )
         self.ln2 = nn.LayerNorm(embed_dim, device=device, dtype=dtype)
-        self.fc1 = QuantLinear(embed_dim, hidden, bias, device=device, dtype=dtype)
+        self.fc1 = QuantLinear(embed_dim, hidden, bias, device, dtype, activation="gelu_tanh")
         self.fc2 = QuantLinear(hidden, embed_dim, bias, device=device, dtype=dtype)
 
     @classmethod
@@ -138,7 +138,7 @@ class OptimizedMiniBlock(nn.Module):
         ours.ln2 = copy.deepcopy(block.ln2)
         ours.attn.qkv = QuantLinear.from_linear(block.qkv)
         ours.attn.proj = QuantLinear.from_linear(block.proj)
-        ours.fc1 = QuantLinear.from_linear(block.fc1)
+        ours.fc1 = QuantLinear.from_linear(block.fc1, activation="gelu_tanh")
         ours.fc2 = QuantLinear.from_linear(block.fc2)
         ours.train(block.training)
         return ours
@@ -146,6 +146,5 @@ class OptimizedMiniBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, embed_dim) -> (B, T, embed_dim)."""
         x = x + self.attn(self.ln1(x))
-        hidden = F.gelu(self.fc1(self.ln2(x)), approximate="tanh")
-        result: Tensor = x + self.fc2(hidden)
+        result: Tensor = x + self.fc2(self.fc1(self.ln2(x)))
         return result

@@ -19,6 +19,7 @@ cudaError_t prefill(const AttentionParams& params, const AttentionPlan& plan, cu
   return kLaunchers[plan.variant](params, plan, stream);
 }
 
+#ifdef FLASHINT8_SM90A
 template <typename T, size_t... kIndices>
 cudaError_t prefill_sm90(const AttentionParams& params, const AttentionPlan& plan,
                          cudaStream_t stream, std::index_sequence<kIndices...>) {
@@ -28,6 +29,7 @@ cudaError_t prefill_sm90(const AttentionParams& params, const AttentionPlan& pla
   }
   return kLaunchers[plan.variant](params, plan, stream);
 }
+#endif
 
 template <typename T>
 cudaError_t decode(const AttentionParams& params, const AttentionPlan& plan, cudaStream_t stream) {
@@ -48,9 +50,12 @@ cudaError_t decode(const AttentionParams& params, const AttentionPlan& plan, cud
 template <typename T>
 cudaError_t launch(const AttentionParams& params, const AttentionPlan& plan, cudaStream_t stream) {
   if (plan.kernel == AttentionKernel::kDecode) return decode<T>(params, plan, stream);
+#ifdef FLASHINT8_SM90A
   if (plan.kernel == AttentionKernel::kPrefillSm90) {
     return prefill_sm90<T>(params, plan, stream, std::make_index_sequence<kNumSm90PrefillTiles>());
   }
+#endif
+  if (plan.kernel != AttentionKernel::kPrefill) return cudaErrorInvalidValue;
   return prefill<T>(params, plan, stream, std::make_index_sequence<kNumPrefillVariants>());
 }
 

@@ -122,7 +122,7 @@ bool has_boxes(const AttentionStrides& stride, int64_t batch, int64_t heads, int
 
 // Hopper's kernel, where it is the faster one: docs/performance.md.
 const Sm90PrefillTile* find_sm90_tile(const AttentionParams& p, const Card& card) {
-  if (card.compute_capability != 90 || card.code != 90 || p.fp16_accumulate) return nullptr;
+  if (!has_hopper_code(card) || p.fp16_accumulate) return nullptr;
   if (!has_boxes(p.q_stride, p.batch, p.num_heads, p.seq_len_q) ||
       !has_boxes(p.k_stride, p.batch, p.num_kv_heads, p.seq_len_kv) ||
       !has_boxes(p.v_stride, p.batch, p.num_kv_heads, p.seq_len_kv)) {

@@ -90,9 +90,25 @@ __device__ __forceinline__ void store_shared_16(uint32_t address, const float* v
 // give.
 __device__ __forceinline__ void stmatrix_x4_trans(uint32_t address, const uint32_t (&v)[4]) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(
-                   address),
-               "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address),
+      "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+      : "memory");
+#endif
+}
+
+// The lane, read anew: what an epilogue computes from it takes no register in the loop before.
+__device__ __forceinline__ int read_lane() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
+// Two matrices, at the addresses of lanes 0 .. 15.
+__device__ __forceinline__ void stmatrix_x2_trans(uint32_t address, uint32_t v0, uint32_t v1) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(address),
+               "r"(v0), "r"(v1)
                : "memory");
 #endif
 }

@@ -51,10 +51,18 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       : "memory");
 }
 
-__device__ __forceinline__ uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
-  return rank;
+// This block's place in its cluster, and the cluster's among those of the grid, along x or y.
+struct ClusterPlace {
+  int block_x, block_y;
+  int cluster_x, num_clusters_x;
+};
+__device__ __forceinline__ ClusterPlace cluster_place() {
+  ClusterPlace p;
+  asm volatile("mov.u32 %0, %%cluster_ctaid.x;\n" : "=r"(p.block_x));
+  asm volatile("mov.u32 %0, %%cluster_ctaid.y;\n" : "=r"(p.block_y));
+  asm volatile("mov.u32 %0, %%clusterid.x;\n" : "=r"(p.cluster_x));
+  asm volatile("mov.u32 %0, %%nclusterid.x;\n" : "=r"(p.num_clusters_x));
+  return p;
 }
 
 // All threads of all blocks of the cluster meet; their writes to shared memory are visible to all.

@@ -312,17 +312,11 @@ __global__ void __launch_bounds__(32 * gemm_warps(kGemmTiles[kTile]), kGemmTiles
         bias_tile[thread] = valid ? load_bias<T>(p.bias, n0 + thread) : 0.0f;
       }
       __syncthreads();
-      const OutputTile<T> output(p, m0 + warp_m * kWarpM, n0 + warp_n * kWarpN, lane);
-#pragma unroll
-      for (int i = 0; i < kTilesN; ++i) {
-        const int channel = warp_n * kWarpN + 16 * i;
-        const ChannelPair channels = {{scale_tile[channel + g], scale_tile[channel + g + 8]},
-                                      {bias_tile[channel + g], bias_tile[channel + g + 8]}};
-#pragma unroll
-        for (int j = 0; j < kTilesM; ++j) {
-          if (m0 + warp_m * kWarpM + 8 * j < p.m) output.store(i, j, sum[i][j], channels);
-        }
-      }
+      store_output<T>(p, m0 + warp_m * kWarpM, n0 + warp_n * kWarpN, sum, [&](int i, int g) {
+        const int channel = warp_n * kWarpN + 16 * i + g;
+        return ChannelPair{{scale_tile[channel], scale_tile[channel + 8]},
+                           {bias_tile[channel], bias_tile[channel + 8]}};
+      });
     } else {
       constexpr int kFragments = (kBlockM / 8) * (kBlockN / 16);
       const int slot = schedule.slot(blockIdx.x, tile, begins);

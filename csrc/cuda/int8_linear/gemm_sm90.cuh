@@ -7,13 +7,14 @@
 // Layout: out^T = W x^T. Channels are the m = 64 side of wgmma, whose operand comes from registers,
 // where int8 becomes 16 bits; rows of x are the n side, read from shared memory by the tensor
 // cores as they lie. k is in order there, so that of each 16 a lane (g, t) needs the weights 2t,
-// 2t + 1 and 2t + 8, 2t + 9 of its two channels: four reads of two bytes. The 64 bytes of k of a
-// weight row are swizzled by the copy engine (piece ^ (row / 2 & 3)), so that a warp's eight rows
-// meet eight different 16 bytes modulo 128.
+// 2t + 1 and 2t + 8, 2t + 9 of its two channels: four reads of two bytes. The 128 bytes of k of a
+// weight row are swizzled by the copy engine (piece ^ (row & 7)), so that a warp's eight rows meet
+// eight different 16 bytes modulo 128.
 //
-// Time: while the products of one stage run, the weights of the next are read and converted into
-// other registers. Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32
-// at most), the weights (8 to 16) and these reads (8 to 16).
+// Time: while the products of one step run, the weights of the next are read and converted into
+// other registers. Few rows leave registers for steps of 128 k, whose meetings cost half as much.
+// Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32 at most), the
+// weights (8 to 16) and these reads (8 to 16).
 //
 // Blocks that share a tile leave their fp32 sums in their own shared memory, and each adds all of
 // them, in the order of k, for its part of the rows: same bits on every run, no workspace.
@@ -37,34 +38,47 @@
 
 namespace flashint8::cuda {
 
+// Where in a ring: the place, and the parity of its barriers' phase.
+template <int kPlaces>
+struct RingPlace {
+  int index;
+  uint32_t parity;
+
+  __device__ __forceinline__ void advance() {
+    if (++index < kPlaces) return;
+    index = 0;
+    parity ^= 1;
+  }
+};
+
 template <typename T, int kTile>
-__global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
-    int8_linear_sm90_kernel(const __grid_constant__ Int8LinearParams p,
-                            const __grid_constant__ CUtensorMap map_w,
-                            const __grid_constant__ CUtensorMap map_x,
-                            const __grid_constant__ Sm90Schedule schedule) {
+__global__ void __launch_bounds__(kSm90Threads, 1)
+    int8_linear_gemm_sm90_kernel(const __grid_constant__ Int8LinearParams p,
+                                 const __grid_constant__ CUtensorMap map_w,
+                                 const __grid_constant__ CUtensorMap map_x,
+                                 const __grid_constant__ Sm90Schedule schedule) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr Sm90Tile kShape = kSm90Tiles[kTile];
   constexpr int kBlockM = kShape.block_m, kStages = kShape.stages;
-  constexpr int kBytesX = kBlockM * 2 * kSm90BlockK, kBytesW = kSm90BlockN * kSm90BlockK;
-  constexpr int kStageBytes = kBytesX + kBytesW;
+  constexpr int kSlots = kShape.slots, kBlockK = kShape.block_k;
+  constexpr int kStepsPerSlot = kSm90SlotK / kBlockK;
+  constexpr int kBoxBytes = kBlockM * 2 * kSm90BoxK, kBoxes = kBlockK / kSm90BoxK;  // of x
+  constexpr int kBytesX = kBoxes * kBoxBytes, kBytesW = kSm90BlockN * kSm90SlotK;
   constexpr int kFragments = kBlockM / 8;  // of 64 channels x 8 rows, a warpgroup
-  constexpr int kSteps = kSm90BlockK / 16;
-  static_assert(kBlockM % 16 == 0 && kBytesX % 1024 == 0);
+  constexpr int kProducts = kBlockK / 16;  // of wgmma, a step
+  static_assert(kBlockM % 16 == 0 && kBoxBytes % 1024 == 0 && kStepsPerSlot <= 2);
 
   extern __shared__ __align__(1024) uint8_t shared[];
-  const uint32_t ring = shared_address(shared);  // x of all stages, then weights
+  const uint32_t ring = shared_address(shared);  // stages of x, then slots of weights
   const uint32_t ring_w = ring + kStages * kBytesX;
-  const uint32_t staged = ring + kStages * kStageBytes;  // output, on its way out
-  const uint32_t full = staged + kBlockM * 2 * kSm90BlockN;
-  const uint32_t empty = full + kStages * 8;
+  const uint32_t staged = ring_w + kSlots * kBytesW;  // output, on its way out
+  const uint32_t full = staged + kBlockM * 2 * kSm90BlockN, empty = full + 8 * kStages;
+  const uint32_t full_w = empty + 8 * kStages, empty_w = full_w + 8 * kSlots;
 
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int cluster_size = schedule.cluster_n * schedule.cluster_k;
-  const int rank = static_cast<int>(cluster_rank());
-  const int rank_n = rank % schedule.cluster_n, part = rank / schedule.cluster_n;
-  const int first_tile = static_cast<int>(blockIdx.x) / cluster_size;
-  const int num_clusters = static_cast<int>(gridDim.x) / cluster_size;
+  const ClusterPlace place = cluster_place();
+  const int rank_n = place.block_x, part = place.block_y;
   const int first_step = schedule.first_step(part);
   const int num_steps = schedule.first_step(part + 1) - first_step;
   const auto rows_of = [&](int tile) { return tile % schedule.tiles_m * kBlockM; };
@@ -72,16 +86,23 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
     return (tile / schedule.tiles_m * schedule.cluster_n + rank_n) * kSm90BlockN;
   };
 
-  if constexpr (kShape.early_trigger) allow_dependent_launch();
   if (thread == 0) {
     for (int s = 0; s < kStages; ++s) {
       barrier_init(full + 8 * s, 1);
       barrier_init(empty + 8 * s, kSm90Warps * schedule.cluster_n);
     }
+    for (int s = 0; s < kSlots; ++s) {
+      barrier_init(full_w + 8 * s, 1);
+      barrier_init(empty_w + 8 * s, kSm90Warps);
+    }
     barrier_init_fence();
   }
-  if (warp == kSm90Warps && lane < kStages && lane < num_steps) {
-    prefetch_box(&map_w, (first_step + lane) * kSm90BlockK, channels_of(first_tile));
+  if (warp == kSm90Warps && lane == 31) {
+    prefetch_map(&map_w);
+    prefetch_map(&map_x);
+  }
+  if (warp == kSm90Warps && lane < kSlots && kStepsPerSlot * lane < num_steps) {
+    prefetch_box(&map_w, first_step * kBlockK + lane * kSm90SlotK, channels_of(place.cluster_x));
   }
   if (cluster_size > 1) {
     cluster_meet();
@@ -91,74 +112,110 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
   wait_for_prerequisite();
 
   if (warp >= kSm90Warps) {
-    give_back_registers<32>();
+    give_back_registers<40>();
     if (warp == kSm90Warps && lane == 0) {
       // Rows of x that the blocks along n need alike: each brings a part of them to all.
-      const int shared_rows = kBlockM / schedule.cluster_n;
-      const auto blocks = static_cast<uint16_t>(((1 << schedule.cluster_n) - 1)
-                                                << (part * schedule.cluster_n));
+      const int shared_rows = schedule.box_rows;
+      const uint32_t bytes = kBoxes * shared_rows * schedule.cluster_n * (2 * kSm90BoxK);
+      const auto blocks =
+          static_cast<uint16_t>(((1 << schedule.cluster_n) - 1) << (part * schedule.cluster_n));
       const uint64_t policy_w =
           schedule.tiles_m == 1 ? l2_evict_first_policy() : l2_evict_normal_policy();
       const uint64_t policy_x = l2_evict_normal_policy();
-      const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kSm90BlockK);
-      int stage = 0;
-      uint32_t parity = 1;  // of a phase before the first: the ring begins empty
-      for (int tile = first_tile; tile < schedule.cluster_tiles; tile += num_clusters) {
+      const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kSm90BoxK);
+      RingPlace<kStages> stage{0, 1};  // the parity of a phase before the first: rings begin empty
+      RingPlace<kSlots> slot{0, 1};
+      for (int tile = place.cluster_x; tile < schedule.cluster_tiles;
+           tile += place.num_clusters_x) {
         const int row = rows_of(tile) + rank_n * shared_rows, channel = channels_of(tile);
+#pragma unroll 1
         for (int i = 0; i < num_steps; ++i) {
-          const int column = (first_step + i) * kSm90BlockK;
-          const uint32_t barrier = full + 8 * stage;
-          barrier_wait(empty + 8 * stage, parity);
-          barrier_expect(barrier, kStageBytes);
-          copy_box(ring_w + stage * kBytesW, &map_w, column, channel, barrier, policy_w);
-          const uint32_t x = ring + stage * kBytesX + offset_x;
-          if (schedule.cluster_n > 1) {
-            copy_box_to(blocks, x, &map_x, column, row, barrier, policy_x);
-          } else {
-            copy_box(x, &map_x, column, row, barrier, policy_x);
+          const int column = (first_step + i) * kBlockK;
+          if (i % kStepsPerSlot == 0) {
+            const uint32_t barrier = full_w + 8 * slot.index;
+            barrier_wait(empty_w + 8 * slot.index, slot.parity);
+            barrier_expect(barrier, kBytesW);
+            copy_box(ring_w + slot.index * kBytesW, &map_w, column, channel, barrier, policy_w);
+            slot.advance();
           }
-          if (++stage == kStages) {
-            stage = 0;
-            parity ^= 1;
+          const uint32_t barrier = full + 8 * stage.index;
+          barrier_wait(empty + 8 * stage.index, stage.parity);
+          barrier_expect(barrier, bytes);
+#pragma unroll
+          for (int box = 0; box < kBoxes; ++box) {
+            const uint32_t x = ring + stage.index * kBytesX + box * kBoxBytes + offset_x;
+            if (schedule.cluster_n > 1) {
+              copy_box_to(blocks, x, &map_x, column + box * kSm90BoxK, row, barrier, policy_x);
+            } else {
+              copy_box(x, &map_x, column + box * kSm90BoxK, row, barrier, policy_x);
+            }
           }
+          stage.advance();
         }
       }
     }
     __syncwarp();
     if (schedule.cluster_k > 1) cluster_sync();  // meets the others below
   } else {
-    take_registers<kShape.registers>();
+    take_registers<232>();
     const int g = lane / 4, t = lane % 4;
     const int group = warp / 4, warp_channel = warp * 16;  // of the block's channels
-    // Of step 0: each step's bits are at the same address with other bits 4 and 5.
-    const uint32_t read_w = ring_w + (warp_channel + g) * kSm90BlockK + (g / 2 & 3) * 16 + 2 * t;
-    int stage = 0;
-    uint32_t parity = 0;
-    uint32_t weights[2][kSteps][4];
-    float sum[kBlockM / 2];
-    const auto read_weights = [&](uint32_t (&a)[kSteps][4]) {
-      barrier_wait(full + 8 * stage, parity);
-      const uint32_t address = read_w + stage * kBytesW;
-      uint32_t raw[kSteps][4];
+    // Of a slot's first 16 k: those of the others are at the same address with other bits 4 to 6.
+    const uint32_t read_w = ring_w + (warp_channel + g) * kSm90SlotK + 16 * g + 2 * t;
+    RingPlace<kStages> stage{0, 0};
+    RingPlace<kSlots> slot{0, 0};
+    uint32_t weights[2][kProducts][4];
+    float sum[4 * kFragments];
+    // A step's weights, of the first or second half of a slot; `last`: it is not read any more.
+    const auto read_weights = [&](int half, bool last, uint32_t (&a)[kProducts][4]) {
+      if (half == 0) barrier_wait(full_w + 8 * slot.index, slot.parity);
+      const uint32_t address = read_w + slot.index * kBytesW;
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
+      for (int s = 0; s < kProducts; ++s) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          raw[s][i] = load_shared_2((address ^ 16 * s) + i % 2 * (8 * kSm90BlockK) + i / 2 * 8);
+          a[s][i] = Int8To16<T>::pair(load_shared_2((address ^ 16 * (s + half * kProducts)) +
+                                                    i % 2 * (8 * kSm90SlotK) + i / 2 * 8));
         }
       }
-#pragma unroll
-      for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[s][i] = Int8To16<T>::pair(raw[s][i]);
+      if (half == kStepsPerSlot - 1 || last) {
+        __syncwarp();
+        if (lane == 0) barrier_arrive(empty_w + 8 * slot.index);
+        slot.advance();
       }
     };
-    const auto release = [&](int of_stage) {
+    const auto release = [&](int& oldest) {
       if (lane < schedule.cluster_n) {
-        barrier_arrive_in(empty + 8 * of_stage, part * schedule.cluster_n + lane);
+        barrier_arrive_in(empty + 8 * oldest, part * schedule.cluster_n + lane);
       }
+      if (++oldest == kStages) oldest = 0;
     };
-    for (int tile = first_tile; tile < schedule.cluster_tiles; tile += num_clusters) {
+    const ClusterPlace walk = cluster_place();  // read again: a register less until here
+    for (int tile = walk.cluster_x; tile < schedule.cluster_tiles; tile += walk.num_clusters_x) {
+      int oldest = stage.index;  // whose products may still run beside the newest
+      // One stage: multiplies `now` with it, and meanwhile makes the next stage's weights ready,
+      // of this half of a slot.
+      const auto step = [&](int i, int half, uint32_t (&now)[kProducts][4],
+                            uint32_t (&next)[kProducts][4]) {
+        const uint64_t x = wgmma_matrix(ring + stage.index * kBytesX);
+        barrier_wait(full + 8 * stage.index, stage.parity);
+        wgmma_fence();
+#pragma unroll
+        for (int s = 0; s < kProducts; ++s) {
+          Wgmma<T, kBlockM>::multiply(sum, now[s], x + (s / 4 * (kBoxBytes / 16) + s % 4 * 2),
+                                      i > 0 || s > 0);
+        }
+        wgmma_commit();
+        stage.advance();
+        wgmma_wait<1>();  // `next` is not read any more
+        if (i > 0) release(oldest);
+        if (i + 1 < num_steps) read_weights(half, i + 2 == num_steps, next);
+      };
+      read_weights(0, num_steps == 1, weights[0]);
+      for (int i = 0; i < num_steps; i += 2) {
+        step(i, kStepsPerSlot - 1, weights[0], weights[1]);
+        if (i + 1 < num_steps) step(i + 1, 0, weights[1], weights[0]);
+      }
       const int64_t channel = channels_of(tile) + warp_channel + g;
       ChannelPair channels;
 #pragma unroll
@@ -167,44 +224,20 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
         channels.scale[h] = valid ? p.weight_scale[channel + 8 * h] : 0.0f;
         channels.bias[h] = valid ? load_bias<T>(p.bias, channel + 8 * h) : 0.0f;
       }
-      int before = -1;  // the stage whose products may still run beside the newest
-      // One stage: multiplies `now` with it, meanwhile makes the next stage's weights ready.
-      const auto step = [&](int i, uint32_t (&now)[kSteps][4], uint32_t (&next)[kSteps][4]) {
-        const uint64_t x = wgmma_matrix(ring + stage * kBytesX);
-        wgmma_fence();
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          Wgmma<T, kBlockM>::multiply(sum, now[s], x + 2 * s, i > 0 || s > 0);
-        }
-        wgmma_commit();
-        const int multiplied = stage;
-        if (++stage == kStages) {
-          stage = 0;
-          parity ^= 1;
-        }
-        wgmma_wait<1>();
-        if (before >= 0) release(before);
-        before = multiplied;
-        if (i + 1 < num_steps) read_weights(next);
-      };
-      read_weights(weights[0]);
-      for (int i = 0; i < num_steps; i += 2) {
-        step(i, weights[0], weights[1]);
-        if (i + 1 < num_steps) step(i + 1, weights[1], weights[0]);
-      }
       wgmma_wait<0>();
-      release(before);
+      release(oldest);
 
-      if (!kShape.early_trigger && tile + num_clusters >= schedule.cluster_tiles) {
+      if (tile + walk.num_clusters_x >= schedule.cluster_tiles) {
         allow_dependent_launch();
       }
-      const Sm90Output<T, kBlockM> output(p, staged, rows_of(tile), channels_of(tile), group, warp % 4,
-                                          lane);
+      const Sm90Output<T, kBlockM> output(p, staged, rows_of(tile), channels_of(tile), group,
+                                          warp % 4, lane);
       if (schedule.cluster_k == 1) {
-        warpgroup_sync(group);  // the last tile's output has been read
+        warpgroup_sync(group);      // the last tile's output has been read
+        constexpr int kAtOnce = 4;  // more would need registers beside the sums
 #pragma unroll
-        for (int j = 0; j < kFragments; j += 2) {
-          output.stage(j, &sum[4 * j], channels);
+        for (int j = 0; j < kFragments; j += kAtOnce) {
+          output.template stage<kAtOnce>(j, &sum[4 * j], channels);
         }
         warpgroup_sync(group);
         output.write(0, kBlockM);
@@ -223,16 +256,29 @@ __global__ void __launch_bounds__(kSm90Threads, kSm90Tiles[kTile].min_blocks)
         const int end = pairs * (part + 1) / schedule.cluster_k;
 #pragma unroll 1
         for (int j = 2 * begin; j < 2 * end; j += 2) {
+          constexpr int kAtOnce = 4;
           float total[8] = {};
-#pragma unroll 1
-          for (int k = 0; k < schedule.cluster_k; ++k) {
-            const auto from = static_cast<uint32_t>(rank_n + k * schedule.cluster_n);
-            const float4 low = load_cluster_16(mine + j * kPitch, from);
-            const float4 high = load_cluster_16(mine + (j + 1) * kPitch, from);
-            total[0] += low.x, total[1] += low.y, total[2] += low.z, total[3] += low.w;
-            total[4] += high.x, total[5] += high.y, total[6] += high.z, total[7] += high.w;
+          for (int k = 0; k < schedule.cluster_k; k += kAtOnce) {
+            float4 from[kAtOnce][2] = {};
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+              if (k + i >= schedule.cluster_k) break;
+              const auto block = static_cast<uint32_t>(rank_n + (k + i) * schedule.cluster_n);
+              from[i][0] = load_cluster_16(mine + j * kPitch, block);
+              from[i][1] = load_cluster_16(mine + (j + 1) * kPitch, block);
+            }
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+              for (int h = 0; h < 2; ++h) {
+                total[4 * h] += from[i][h].x;
+                total[4 * h + 1] += from[i][h].y;
+                total[4 * h + 2] += from[i][h].z;
+                total[4 * h + 3] += from[i][h].w;
+              }
+            }
           }
-          output.stage(j, total, channels);
+          output.template stage<2>(j, total, channels);
         }
         warpgroup_sync(group);
         output.write(16 * begin, 16 * end);

@@ -64,6 +64,8 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
   constexpr int kWarps = kShape.num_warps;
   constexpr int kRowTiles = kShape.block_m / 8;
   constexpr int kPitch = kGemvBlockN + 4;
+  constexpr int kLog2BlockN = 4;
+  static_assert(1 << kLog2BlockN == kGemvBlockN);
   // Of a row, before the kernel ahead has ended: the warps' first units. More would be read twice
   // as fast as it can then be taken from L2, with memory idle.
   constexpr int kPrefetchBytes = kWarps * kGemvUnit;
@@ -163,15 +165,23 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
       destination[kPitch + 8] = sum[j][3];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < num_rows * kGemvBlockN; i += 32 * kWarps) {
-      const int row = i / kGemvBlockN, channel = i % kGemvBlockN;
-      const int64_t n = int64_t{tile} * kGemvBlockN + channel;
-      if (n >= p.n) continue;
+    const auto value_of = [&](int row, int channel) {
       float total = 0.0f;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) total += sums[buffer][w][row][channel];
-      static_cast<T*>(p.out)[(first_row + row) * p.n + n] =
-          from_float<T>(fmaf(total, p.weight_scale[n], load_bias<T>(p.bias, n)));
+      const int64_t n = int64_t{tile} * kGemvBlockN + channel;
+      return fmaf(total, p.weight_scale[n], load_bias<T>(p.bias, n));
+    };
+    const int gated = p.activation == Activation::kSiluMul;  // an output comes from two channels
+    const int columns = kGemvBlockN >> gated;
+    const int64_t row_stride = out_columns(p);
+    for (int i = threadIdx.x; i < num_rows * columns; i += 32 * kWarps) {
+      const int row = i >> kLog2BlockN - gated, column = i & columns - 1;
+      const int64_t n = int64_t{tile} * columns + column;
+      if (n >= row_stride) continue;
+      float y = activate(value_of(row, column << gated), p.activation);
+      if (gated) y *= value_of(row, 2 * column + 1);
+      static_cast<T*>(p.out)[(first_row + row) * row_stride + n] = from_float<T>(y);
     }
   }
 }

@@ -15,6 +15,11 @@ constexpr Launcher kGemmLaunchers[] = {launch_gemm<0>, launch_gemm<1>, launch_ge
                                        launch_gemm<3>, launch_gemm<4>};
 static_assert(sizeof(kGemvLaunchers) / sizeof(Launcher) == kNumGemvTiles);
 static_assert(sizeof(kGemmLaunchers) / sizeof(Launcher) == kNumGemmTiles);
+#ifdef FLASHINT8_SM90A
+constexpr Launcher kSm90Launchers[] = {launch_sm90<0>, launch_sm90<1>, launch_sm90<2>,
+                                       launch_sm90<3>};
+static_assert(sizeof(kSm90Launchers) / sizeof(Launcher) == kNumSm90Tiles);
+#endif
 
 }  // namespace
 
@@ -32,6 +37,15 @@ cudaError_t launch_int8_linear(const Int8LinearParams& params, const LinearPlan&
     }
     return cudaErrorInvalidConfiguration;
   }
+#ifdef FLASHINT8_SM90A
+  if (plan.kernel == LinearKernel::kGemmSm90) {
+    for (int i = 0; i < kNumSm90Tiles; ++i) {
+      if (kSm90Tiles[i].block_m == plan.block_m) return kSm90Launchers[i](params, plan, stream);
+    }
+    return cudaErrorInvalidConfiguration;
+  }
+#endif
+  if (plan.kernel != LinearKernel::kGemm) return cudaErrorInvalidConfiguration;
   for (int i = 0; i < kNumGemmTiles; ++i) {
     const GemmTile& tile = kGemmTiles[i];
     if (tile.block_m == plan.block_m && tile.block_n == plan.block_n && plan.vectorized) {

@@ -19,4 +19,9 @@ cudaError_t launch_gemm(const Int8LinearParams& params, const LinearPlan& plan,
 cudaError_t launch_split_sum(const Int8LinearParams& params, const LinearPlan& plan,
                              cudaStream_t stream);
 
+// Only where code for sm_90a is built.
+template <int kTile>
+cudaError_t launch_sm90(const Int8LinearParams& params, const LinearPlan& plan,
+                        cudaStream_t stream);
+
 }  // namespace flashint8::cuda

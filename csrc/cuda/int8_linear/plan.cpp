@@ -1,12 +1,14 @@
-// Which INT8 linear kernel runs: a gemv for few rows of x, by a table; else the gemm, of whose
-// tiles and numbers of blocks those that the card rules out are dropped and an estimate of the time
-// decides. Earlier candidates win ties.
+// Which INT8 linear kernel runs: a gemv for few rows of x, by a table; on Hopper its own gemm
+// (plan_sm90.cpp) from 17 or 33 rows on; else the portable gemm, of whose tiles and numbers of
+// blocks those that the card rules out are dropped and an estimate of the time decides. Earlier
+// candidates win ties.
 #include "flashint8/plan.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <iterator>
 
+#include "plan_sm90.h"
 #include "variants.h"
 
 namespace flashint8 {
@@ -187,12 +189,13 @@ LinearPlan gemm_plan(const Int8LinearParams& p, const Card& card) {
 }
 
 // Where the library's product on converted weights beats the gemm: on data-centre cards from Hopper
-// on, whose own matrix instructions (wgmma) are 1.6 times as fast as the mma.sync that the gemm
-// uses, once x has rows enough to hide the conversion.
+// on, whose own matrix instructions are 1.6 times as fast as the mma.sync that the gemm uses, where
+// we have no code with these, once x has rows enough to hide the conversion. It knows no
+// activation.
 bool library_is_faster(const Int8LinearParams& p, const Card& card) {
   constexpr int64_t kManyRows = 512;
   if (card.compute_capability < 90 || card.compute_capability >= 120) return false;
-  if (p.m < kManyRows || p.k < 1) return false;
+  if (p.m < kManyRows || p.k < 1 || p.activation != Activation::kNone) return false;
   return p.x_rows.size[2] == 1 && p.x_rows.stride[3] >= p.k;  // a plain matrix
 }
 
@@ -218,7 +221,9 @@ LinearPlan plan_int8_linear(const Int8LinearParams& params, const Card& card) {
   const bool vectorized = can_vectorize(params);
   LinearPlan plan;
   const int gemv = gemv_tile(params, card, vectorized);
-  if (vectorized && library_is_faster(params, card)) {
+  if (sm90_can_multiply(params, card, vectorized)) {
+    plan = sm90_plan(params, card);
+  } else if (vectorized && library_is_faster(params, card)) {
     plan = library_plan(params);
   } else if (gemv >= 0) {
     plan = gemv_plan(params, card, kGemvTiles[gemv]);

@@ -1,5 +1,5 @@
-// From the Hopper gemm's sums to the output: scale, bias and one rounding in registers, then through
-// shared memory, so that global memory is written 16 bytes a lane.
+// From the Hopper gemm's sums to the output: scale, bias, activation and one rounding in registers,
+// then through shared memory, so that global memory is written 16 bytes a lane.
 #pragma once
 
 #include "../device/convert.cuh"
@@ -10,9 +10,10 @@
 
 namespace flashint8::cuda {
 
-// A warpgroup's part of a tile: 64 channels x kBlockM rows. It is staged as rows of 128 bytes,
-// whose 16-byte pieces are exchanged (piece ^ (row & 7)), so that eight rows of one piece, as
-// stmatrix writes, and the pieces of one row, as they are read, lie in different banks.
+// A warpgroup's part of a tile: 64 channels x kBlockM rows. What comes of it, 64 columns (gated:
+// 32), is staged as rows of 128 bytes, whose 16-byte pieces are exchanged (piece ^ (row & 7)), so
+// that eight rows of one piece, as stmatrix writes, and the pieces of one row, as they are read,
+// lie in different banks.
 template <typename T, int kBlockM>
 class Sm90Output {
  public:
@@ -26,33 +27,55 @@ class Sm90Output {
         row_(row),
         channel_(channel + group * kChannels),
         warp_(warp),
-        lane_(lane) {}
+        lane_(lane),
+        gated_(p.activation == Activation::kSiluMul) {}
 
-  // Fragments j and j + 1, rows 8j .. 8j + 15: c[0..3] and c[4..7] are a lane's sums of them, in
-  // the layout of wgmma.cuh.
-  __device__ __forceinline__ void stage(int j, const float* c, const ChannelPair& channels) const {
-    uint32_t values[4];
+  // The sums of kCount fragments (64 channels x 8 rows, layout in wgmma.cuh), j the first of them,
+  // to shared memory. In passes, as store_output.
+  template <int kCount>
+  __device__ __forceinline__ void stage(int j, const float* sum,
+                                        const ChannelPair& channels) const {
+    static_assert(kCount % 2 == 0);
+    float c[kCount][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      values[i] = pack2<T>(fmaf(c[2 * i], channels.scale[i % 2], channels.bias[i % 2]),
-                           fmaf(c[2 * i + 1], channels.scale[i % 2], channels.bias[i % 2]));
+    for (int f = 0; f < kCount; ++f) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        c[f][i] = fmaf(sum[4 * f + i], channels.scale[i / 2], channels.bias[i / 2]);
+      }
     }
-    const int matrix = lane_ / 8, row = 8 * (j + matrix / 2) + lane_ % 8;
-    stmatrix_x4_trans(address(row, 2 * warp_ + matrix % 2), values);
+    if (p_.activation != Activation::kNone) {
+#pragma unroll
+      for (int f = 0; f < kCount; ++f) activate(c[f], p_.activation, lane_);
+    }
+    const int matrix = lane_ / 8, row = lane_ % 8;
+#pragma unroll
+    for (int f = 0; f < kCount; f += 2) {
+      const uint32_t values[4] = {pack2<T>(c[f][0], c[f][1]), pack2<T>(c[f][2], c[f][3]),
+                                  pack2<T>(c[f + 1][0], c[f + 1][1]),
+                                  pack2<T>(c[f + 1][2], c[f + 1][3])};
+      if (gated_) {
+        stmatrix_x2_trans(address(8 * (j + f + matrix % 2) + row, warp_), values[0], values[2]);
+      } else {
+        stmatrix_x4_trans(address(8 * (j + f + matrix / 2) + row, 2 * warp_ + matrix % 2), values);
+      }
+    }
   }
 
   // Rows [begin, end) of what is staged, once the whole warpgroup has done so.
   __device__ __forceinline__ void write(int begin, int end) const {
-    constexpr int kPieces = kRowBytes / 16, kRowStep = 32 * 4 / kPieces;
-    const int thread = warp_ * 32 + lane_, piece = thread % kPieces;
-    const int64_t channel = channel_ + 8 * piece;
+    const int pieces = kRowBytes / 16 >> gated_, thread = warp_ * 32 + lane_;
+    const int piece = thread & pieces - 1, row_step = 128 >> 3 - gated_;
+    const int64_t columns = out_columns(p_);
+    const int column = (gated_ ? channel_ / 2 : channel_) + 8 * piece;
     const int rows = min(end, static_cast<int>(min(p_.m - row_, int64_t{kBlockM})));
-    const bool whole = p_.n % 8 == 0 && reinterpret_cast<uintptr_t>(p_.out) % 16 == 0;
-    const int count = static_cast<int>(min(max(p_.n - channel, int64_t{0}), int64_t{8}));
+    const bool whole = columns % 8 == 0 && reinterpret_cast<uintptr_t>(p_.out) % 16 == 0;
+    const int count = static_cast<int>(min(max(columns - column, int64_t{0}), int64_t{8}));
     if (count == 0) return;
-    for (int row = begin + thread / kPieces; row < rows; row += kRowStep) {
+#pragma unroll 1  // what is found ahead for several rows costs registers that the sums need
+    for (int row = begin + (thread >> 3 - gated_); row < rows; row += row_step) {
       const uint4 v = load_shared_16(address(row, piece));
-      uint16_t* out = static_cast<uint16_t*>(p_.out) + (row_ + row) * p_.n + channel;
+      uint16_t* out = static_cast<uint16_t*>(p_.out) + int64_t{row_ + row} * columns + column;
       if (whole) {
         *reinterpret_cast<uint4*>(out) = v;
       } else {
@@ -72,9 +95,9 @@ class Sm90Output {
 
   const Int8LinearParams& p_;
   uint32_t staged_;
-  int64_t row_;
-  int64_t channel_;
+  int row_, channel_;
   int warp_, lane_;
+  bool gated_;
 };
 
 }  // namespace flashint8::cuda

@@ -6,6 +6,7 @@
 // others have one tile each.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "flashint8/int8_linear.h"
@@ -19,22 +20,29 @@ struct Sm90Schedule {
   int cluster_k;
   int tiles_m;
   int cluster_tiles;
-  int k_steps;  // of kSm90BlockK
+  int box_rows;        // of x that a block brings, for the blocks along n
+  int steps_per_part;  // of block_k; the first `longer_parts` parts have one more
+  int longer_parts;
 
   FLASHINT8_HOST_DEVICE int first_step(int part) const {
-    return static_cast<int>(int64_t{k_steps} * part / cluster_k);
+    return part * steps_per_part + (part < longer_parts ? part : longer_parts);
   }
 };
 
-inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, int block_m, int cluster_n,
+inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, const Sm90Tile& tile, int cluster_n,
                                   int cluster_k) {
   Sm90Schedule s;
   s.cluster_n = cluster_n;
   s.cluster_k = cluster_k;
-  s.tiles_m = static_cast<int>(ceil_div(p.m, block_m));
-  s.cluster_tiles =
-      s.tiles_m * static_cast<int>(ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n));
-  s.k_steps = gemm_k_tiles(p.k, kSm90BlockK);
+  s.tiles_m = static_cast<int>(ceil_div(p.m, tile.block_m));
+  s.cluster_tiles = s.tiles_m * static_cast<int>(ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n));
+  // Fewer than a tile's where x has fewer: boxes mostly outside of a matrix are slow. What stands
+  // in the other rows is multiplied, and not stored.
+  s.box_rows = static_cast<int>(
+      std::min<int64_t>(tile.block_m / cluster_n, ceil_div(p.m, int64_t{8} * cluster_n) * 8));
+  const int k_steps = gemm_k_tiles(p.k, tile.block_k);
+  s.steps_per_part = k_steps / cluster_k;
+  s.longer_parts = k_steps % cluster_k;
   return s;
 }
 

@@ -46,16 +46,16 @@ __global__ void __launch_bounds__(32 * kSplitSumWarps)
   const auto* partial =
       static_cast<const float4*>(p.workspace) + fragment_index(0, per_tile, fragment, lane);
   const int64_t slot_stride = per_tile * 32;
-  float sum[4] = {};
+  float sum[1][1][4] = {};
 #pragma unroll 8
   for (int b = first; b <= last; ++b) {
     const float4 v = partial[schedule.slot(b, tile, b == first) * slot_stride];
-    sum[0] += v.x;
-    sum[1] += v.y;
-    sum[2] += v.z;
-    sum[3] += v.w;
+    sum[0][0][0] += v.x;
+    sum[0][0][1] += v.y;
+    sum[0][0][2] += v.z;
+    sum[0][0][3] += v.w;
   }
-  OutputTile<T>(p, m, n, lane).store(0, 0, sum, channels);
+  store_output<T>(p, m, n, sum, [&](int, int) { return channels; });
 }
 
 cudaError_t launch_split_sum(const Int8LinearParams& params, const LinearPlan& plan,

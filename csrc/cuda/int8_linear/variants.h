@@ -41,27 +41,30 @@ constexpr GemmTile kGemmTiles[] = {
     {64, 128, 1, 4, 1, 4, 2}, {128, 128, 2, 2, 1, 4, 2},
 };
 constexpr int kNumGemmTiles = sizeof(kGemmTiles) / sizeof(kGemmTiles[0]);
-// Of the Hopper gemm, which stages its output in shared memory beside the ring.
+// Of the Hopper gemm. x comes in stages of block_k, weights in slots of kSm90SlotK: their rows of
+// 128 bytes are what the copy engine moves at once. The output is staged behind both.
 struct Sm90Tile {
   int block_m;
+  int block_k;  // of a step: a whole slot of weights, or half of one
   int stages;
-  int min_blocks;
-  int registers;       // of a thread that multiplies
-  bool early_trigger;  // the next kernel may come onto the chip at once: there is room for it
+  int slots;
 };
 
 constexpr Sm90Tile kSm90Tiles[] = {
-    {32, 8, 2, 104, true}, {64, 6, 2, 104, true}, {128, 7, 1, 232, false}, {256, 4, 1, 232, false}};
+    {64, 128, 6, 6}, {128, 128, 4, 4}, {192, 64, 5, 3}, {256, 64, 4, 2}};
 constexpr int kNumSm90Tiles = sizeof(kSm90Tiles) / sizeof(kSm90Tiles[0]);
 constexpr int kSm90BlockN = 128;
-constexpr int kSm90BlockK = 64;
+constexpr int kSm90SlotK = 128;
+constexpr int kSm90BoxK = 64;  // of x, in a box
 constexpr int kSm90Warps = 8;  // that multiply, in two warpgroups; a third one copies
 constexpr int kSm90Threads = 32 * (kSm90Warps + 4);
 constexpr int kSm90MaxCluster = 8;
 
 FLASHINT8_HOST_DEVICE constexpr int sm90_shared_bytes(const Sm90Tile& tile) {
-  const int stage = kSm90BlockK * (2 * tile.block_m + kSm90BlockN);
-  return tile.stages * (stage + 2 * 8) + 2 * tile.block_m * kSm90BlockN;
+  const int x = tile.stages * 2 * tile.block_k * tile.block_m;
+  const int weights = tile.slots * kSm90SlotK * kSm90BlockN;
+  const int barriers = 2 * 8 * (tile.stages + tile.slots);
+  return x + weights + 2 * tile.block_m * kSm90BlockN + barriers;
 }
 
 constexpr int kGemmChunkK = 64;  // the k that a lane quad's 4 x 16 weight bytes cover

@@ -37,9 +37,27 @@ constexpr int code_version(std::string_view targets, int compute_capability) {
   return best;
 }
 
+// Whether one of `targets` is code for this very card, which may use what no other card has.
+constexpr bool has_own_code(std::string_view targets, int compute_capability) {
+  while (!targets.empty()) {
+    const size_t end = targets.find(' ');
+    const std::string_view target = targets.substr(0, end);
+    if (target.find('a') != std::string_view::npos &&
+        code_of_target(target, compute_capability) == compute_capability) {
+      return true;
+    }
+    if (end == std::string_view::npos) break;
+    targets.remove_prefix(end + 1);
+  }
+  return false;
+}
+
 static_assert(code_version("80 90a 80-virtual", 86) == 80);
 static_assert(code_version("80 90a 80-virtual", 90) == 90);
 static_assert(code_version("80-virtual", 90) == 80);
 static_assert(code_version("90a", 100) == 0);
+static_assert(has_own_code("80 90a 80-virtual", 90));
+static_assert(!has_own_code("80 90 80-virtual", 90));
+static_assert(!has_own_code("90a", 80));
 
 }  // namespace flashint8

@@ -23,11 +23,18 @@ struct Card {
   int sm_count = 0;                 // streaming multiprocessors
   int shared_memory_per_block = 0;  // opt-in limit of dynamic shared memory, bytes
   int code = 0;                     // version of the built code that it runs, as 80 or 90
+  bool own_code = false;            // that code was built for this very card ("90a")
 };
 
 // Whether the code that the card runs can wait on the device for the kernel ahead of it
 // (cuda/device/dependent_launch.cuh), so that it may be launched before that one has ended.
 inline bool waits_on_device(const Card& card) { return card.code >= 90; }
+
+// Whether the card runs code with Hopper's own instructions: products of warpgroups, the copy
+// engine, clusters of blocks.
+inline bool has_hopper_code(const Card& card) {
+  return card.own_code && card.code == 90 && card.compute_capability == 90;
+}
 
 // Where row m of a tensor begins: m is split over up to 4 leading dimensions (already merged where
 // their strides allow it), outermost first; unused ones are {1, 0} at the front. Strides in
