@@ -214,13 +214,13 @@ struct Sm90Group {
   // Scores to probabilities, in place and still in fp32. True: the output so far has to be
   // multiplied by `alpha`.
   __device__ __forceinline__ bool soften(const AttentionParams& params, const KeyBounds& bounds,
-                                         int query, int key, float multiplier,
-                                         float (&alpha)[1][2]) {
+                                         int query, int key, float multiplier, float (&alpha)[2]) {
     if (needs_transform(params)) transform_scores(s, params);
     if (key < bounds.begin(query + 15) || key + kBlockN > bounds.end(query)) {
       mask_scores(s, bounds, key, [&](int row) { return query + row; });
     }
-    const bool raised = state.raise_max(s, multiplier, alpha);
+    const bool raised =
+        state.raise_max(s, multiplier, [&](int, int half, float factor) { alpha[half] = factor; });
 #pragma unroll
     for (int nt = 0; nt < kNTiles; ++nt) {
 #pragma unroll
@@ -263,7 +263,7 @@ struct Sm90Group {
     work.tiles_of(group_query, Traits::kGroupRows, &begin, &end);
     barrier_wait(shared.queries_full(), q_parity);
     int tile = work.tile_end - 1;
-    float alpha[1][2];
+    float alpha[2];
     if (begin < end) {
 #pragma unroll 1
       for (; tile >= end; --tile) skip_tile();
@@ -302,7 +302,13 @@ struct Sm90Group {
         wgmma_wait<0>();
         pin_registers(reinterpret_cast<Outputs&>(o));
         release_values();
-        if (raised) scale_rows(o, alpha);
+        if (raised) {
+#pragma unroll
+          for (int dt = 0; dt < kDTiles; ++dt) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) o[0][dt][i] *= alpha[i / 2];
+          }
+        }
         pack();
       }
       release(shared.queries_empty());

@@ -138,20 +138,6 @@ __device__ __forceinline__ void mask_scores(float (&s)[kMTiles][kNTiles][4],
   }
 }
 
-// Multiplies rows of the output.
-template <int kMTiles, int kDTiles>
-__device__ __forceinline__ void scale_rows(float (&o)[kMTiles][kDTiles][4],
-                                           const float (&factor)[kMTiles][2]) {
-#pragma unroll
-  for (int mt = 0; mt < kMTiles; ++mt) {
-#pragma unroll
-    for (int dt = 0; dt < kDTiles; ++dt) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) o[mt][dt][i] *= factor[mt][i / 2];
-    }
-  }
-}
-
 // The running state of the rows of one lane: row_max is in base-2 logits, the same in a quad;
 // row_sum is this lane's share, added up over the quad at the end.
 template <int kMTiles>
@@ -167,11 +153,11 @@ struct SoftmaxState {
     }
   }
 
-  // Raises the maxima where the new scores ask for it, scales the sums to them, and says so: then
-  // what was added up of the output has to be multiplied by `alpha`. Warp-uniform.
-  template <int kNTiles>
+  // Raises the maxima where the new scores ask for it, scales the sums to them, and says so. What
+  // was added up of the output has to follow: scale(mt, half, factor). Warp-uniform.
+  template <int kNTiles, typename Scale>
   __device__ __forceinline__ bool raise_max(const float (&s)[kMTiles][kNTiles][4], float multiplier,
-                                            float (&alpha)[kMTiles][2]) {
+                                            Scale scale) {
     float top[kMTiles][2];
     bool raise = false;
 #pragma unroll
@@ -196,9 +182,10 @@ struct SoftmaxState {
         x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
         x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
         const float new_max = fmaxf(row_max[mt][half], x);
-        alpha[mt][half] = exp2_approx(row_max[mt][half] - new_max);
+        const float alpha = exp2_approx(row_max[mt][half] - new_max);
         row_max[mt][half] = new_max;
-        row_sum[mt][half] *= alpha[mt][half];
+        row_sum[mt][half] *= alpha;
+        scale(mt, half, alpha);
       }
     }
     return true;
@@ -208,8 +195,13 @@ struct SoftmaxState {
   template <int kNTiles, int kDTiles>
   __device__ __forceinline__ void update_max(const float (&s)[kMTiles][kNTiles][4],
                                              float multiplier, float (&o)[kMTiles][kDTiles][4]) {
-    float alpha[kMTiles][2];
-    if (raise_max(s, multiplier, alpha)) scale_rows(o, alpha);
+    raise_max(s, multiplier, [&](int mt, int half, float alpha) {
+#pragma unroll
+      for (int dt = 0; dt < kDTiles; ++dt) {
+        o[mt][dt][2 * half] *= alpha;
+        o[mt][dt][2 * half + 1] *= alpha;
+      }
+    });
   }
 
   // Scores of key tile nt to probabilities: fp32 into the sums, T into the A operand of the second
