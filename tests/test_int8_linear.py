@@ -71,6 +71,16 @@ def test_model_shapes(device: str, m: int, n: int, k: int) -> None:
         linear_checked(*problem(m, n, k, dtype, device))
 
 
+@pytest.mark.parametrize("m", [40, 300])
+def test_one_channel(device: str, m: int) -> None:
+    """The row stride of a weight of one row means nothing: it may be any number."""
+    for dtype in dtypes_on(device):
+        x, weight, scale, bias = problem(m, 1, 128, dtype, device)
+        wide = weight.new_full((1, 131), 127)
+        wide[:, :128] = weight
+        linear_checked(x, wide[:, :128], scale, bias)
+
+
 @pytest.mark.parametrize("m", [2000, 4099])
 def test_large_m(device: str, m: int) -> None:
     for dtype in dtypes_on(device):
