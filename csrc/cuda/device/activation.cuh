@@ -25,13 +25,23 @@ __device__ __forceinline__ float gelu(float y) {
 }
 
 // Of a gated activation, what it does to the gate.
-__device__ __forceinline__ float activate(float y, Activation activation) {
-  if (activation == Activation::kNone) return y;
-  if (activation == Activation::kGelu) return gelu(y);
-  const float slope = activation == Activation::kGeluTanh
+template <Activation kActivation>
+__device__ __forceinline__ float activate(float y) {
+  if constexpr (kActivation == Activation::kNone) return y;
+  if constexpr (kActivation == Activation::kGelu) return gelu(y);
+  const float slope = kActivation == Activation::kGeluTanh
                           ? fmaf(y * y, kGeluTanhCurve, kGeluTanhSlope)
                           : kSiluSlope;
   return __fdividef(y, 1.0f + exp2_approx(y * slope));
+}
+
+__device__ __forceinline__ float activate(float y, Activation activation) {
+  switch (activation) {
+    case Activation::kNone: return y;
+    case Activation::kGelu: return activate<Activation::kGelu>(y);
+    case Activation::kGeluTanh: return activate<Activation::kGeluTanh>(y);
+    default: return activate<Activation::kSilu>(y);
+  }
 }
 
 }  // namespace flashint8::cuda

@@ -33,26 +33,46 @@ struct ChannelPair {  // of channels n + g and n + g + 8
   float bias[2];
 };
 
-// Applies the activation to a scaled fragment, layout in mma.cuh: lane (g, t) has channels g, g + 8
-// of rows 2t, 2t + 1. Gated, its 16 channels become 8 columns, of which lane (g, t) gets column g
-// in y[0], y[1]. A pair of channels lies in lanes (g, t), (g + 1, t), g even: the first of them
-// takes the pair of channels g, g + 1, the second that of g + 8, g + 9; each sends its neighbour
-// the half of the other's pair, and what comes of its own to the column's lane. The whole warp
-// calls it.
-__device__ __forceinline__ void activate(float (&y)[4], Activation activation, int lane) {
-  if (activation == Activation::kSiluMul) {
-    const bool second = lane & 4;
-    const int g = lane / 4, source = (g % 4 * 2 + g / 4) * 4 + lane % 4;
+// A scaled fragment of a gated product, layout in mma.cuh: lane (g, t) has channels g, g + 8 of rows
+// 2t, 2t + 1. Its 16 channels become 8 columns, of which lane (g, t) gets column g in y[0], y[1]. A
+// pair of channels lies in lanes (g, t), (g + 1, t), g even: the first of them takes the pair of
+// channels g, g + 1, the second that of g + 8, g + 9; each sends its neighbour the half of the
+// other's pair, and what comes of its own to the column's lane. The whole warp calls it.
+__device__ __forceinline__ void apply_gate(float (&y)[4], int lane) {
+  const bool second = lane & 4;
+  const int g = lane / 4, source = (g % 4 * 2 + g / 4) * 4 + lane % 4;
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float theirs = __shfl_xor_sync(~0u, second ? y[r] : y[2 + r], 4);
-      const float mine = second ? y[2 + r] : y[r];
-      const float gate = activate(second ? theirs : mine, Activation::kSilu);
-      y[r] = __shfl_sync(~0u, gate * (second ? mine : theirs), source);
+  for (int r = 0; r < 2; ++r) {
+    const float theirs = __shfl_xor_sync(~0u, second ? y[r] : y[2 + r], 4);
+    const float mine = second ? y[2 + r] : y[r];
+    const float gate = activate<Activation::kSilu>(second ? theirs : mine);
+    y[r] = __shfl_sync(~0u, gate * (second ? mine : theirs), source);
+  }
+}
+
+// Applies an activation, known or not, to kCount scaled fragments. One branch for all of them: values
+// behind branches of their own would wait for each other's exponentials and divisions.
+template <Activation kActivation, int kCount>
+__device__ __forceinline__ void activate(float (&y)[kCount][4], int lane) {
+#pragma unroll
+  for (int f = 0; f < kCount; ++f) {
+    if constexpr (kActivation == Activation::kSiluMul) {
+      apply_gate(y[f], lane);
+    } else {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) y[f][c] = activate<kActivation>(y[f][c]);
     }
-  } else {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) y[c] = activate(y[c], activation);
+  }
+}
+
+template <int kCount>
+__device__ __forceinline__ void activate(float (&y)[kCount][4], Activation activation, int lane) {
+  switch (activation) {
+    case Activation::kNone: return;
+    case Activation::kGelu: return activate<Activation::kGelu>(y, lane);
+    case Activation::kGeluTanh: return activate<Activation::kGeluTanh>(y, lane);
+    case Activation::kSilu: return activate<Activation::kSilu>(y, lane);
+    case Activation::kSiluMul: return activate<Activation::kSiluMul>(y, lane);
   }
 }
 
@@ -128,10 +148,7 @@ __device__ __forceinline__ void store_output(const Int8LinearParams& p, int64_t 
   }
   if (p.activation != Activation::kNone) {
 #pragma unroll
-    for (int i = 0; i < kTilesN; ++i) {
-#pragma unroll
-      for (int j = 0; j < kTilesM; ++j) activate(sum[i][j], p.activation, lane);
-    }
+    for (int i = 0; i < kTilesN; ++i) activate(sum[i], p.activation, lane);
   }
   const OutputTile<T> output(p, m, n, lane);
 #pragma unroll

@@ -44,10 +44,7 @@ class Sm90Output {
         c[f][i] = fmaf(sum[4 * f + i], channels.scale[i / 2], channels.bias[i / 2]);
       }
     }
-    if (p_.activation != Activation::kNone) {
-#pragma unroll
-      for (int f = 0; f < kCount; ++f) activate(c[f], p_.activation, lane_);
-    }
+    activate(c, p_.activation, lane_);
     const int matrix = lane_ / 8, row = lane_ % 8;
 #pragma unroll
     for (int f = 0; f < kCount; f += 2) {
