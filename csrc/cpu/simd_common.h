@@ -55,10 +55,15 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Asks for the cache line that lies `bytes` behind p, which need not exist. The hardware's own
 // prefetching stops at each page, and rows of a weight or a cache are often no longer than one.
+FLASHINT8_INLINE const void* behind(const void* p, int64_t bytes) {
+  return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) +
+                                       static_cast<uintptr_t>(bytes));
+}
 FLASHINT8_INLINE void prefetch(const void* p, int64_t bytes) {
-  __builtin_prefetch(
-      reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)),
-      0, 3);
+  __builtin_prefetch(behind(p, bytes), 0, 3);
+}
+FLASHINT8_INLINE void prefetch_l2(const void* p, int64_t bytes) {
+  __builtin_prefetch(behind(p, bytes), 0, 2);
 }
 constexpr int64_t kCacheLine = 64;
 
