@@ -23,7 +23,7 @@ constexpr int64_t kDecodeAhead = 8 << 10;  // bytes
 template <class T>
 FLASHINT8_INLINE void ask_ahead(const T* row, int64_t elements) {
   constexpr int64_t kPerLine = kCacheLine / static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < elements; i += kPerLine) prefetch_l2(row + i, kDecodeAhead);
+  for (int64_t i = 0; i < elements; i += kPerLine) prefetch(row + i, kDecodeAhead);
 }
 
 template <class T>
