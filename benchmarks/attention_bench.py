@@ -22,7 +22,7 @@ from attention_cases import (
     suite,
 )
 from attention_peers import peers
-from ceilings import READ, READ_BYTES, measure_ceilings, read_method, row_ceilings
+from ceilings import READ, measure_ceilings, read_method, row_ceilings
 from environment import (
     add_common_arguments,
     add_package_to_path,
@@ -97,9 +97,9 @@ def time_case(
         ready.append(method)
     ready += [Skipped(n, o) for n, o in outcome.items() if isinstance(o, str)]
     moved = dict.fromkeys(outcome, case.bytes_moved(dtype))
-    if case.decode and (read := read_method(device)):
-        ready.append(read)
-        moved[READ] = float(READ_BYTES[device.type])
+    if case.decode and (read := read_method(device, [(k, v) for _, k, v in buffers])):
+        ready.append(read[0])
+        moved[READ] = read[1]
     methods = measure(
         ready,
         device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,16 +62,31 @@ def read_gb_s(device: torch.device, budget: float) -> float:
 READ = "read"
 
 
-def read_method(device: torch.device) -> Method | None:
-    """A plain reduction to time in alternation with a row's methods, or None on a GPU.
+def read_method(
+    device: torch.device, sets: Sequence[Sequence[torch.Tensor]]
+) -> tuple[Method, float] | None:
+    """A plain reduction to time in alternation with a row's methods, and its bytes; None on a GPU.
 
     A CPU's memory is often shared with other machines', and what it gives changes within seconds:
-    a share of the read bandwidth means something only against what was there at that moment.
+    a share of the read bandwidth means something only against what was there at that moment. It
+    also depends on where the pages lie, so that the row's own tensors are reduced.
+
+    Args:
+        device: where the methods run.
+        sets: what one call reads, once for each set of buffers that the row rotates through; as
+            many sets of equal size, of tensors whose bytes are a multiple of eight.
     """
-    if device.type == "cuda":
+    if device.type != "cpu":
         return None
-    floats = torch.rand(READ_BYTES[device.type] // 4, device=device)
-    return Method(READ, [floats.sum], error=0.0)
+
+    def reduce(words: list[torch.Tensor]) -> torch.Tensor:
+        for tensor in words[:-1]:
+            tensor.sum()
+        return words[-1].sum()
+
+    views = [[t.reshape(-1).view(torch.int64) for t in tensors] for tensors in sets]
+    size = float(sum(t.nbytes for t in sets[0]))
+    return Method(READ, [partial(reduce, words) for words in views], error=0.0), size
 
 
 def row_ceilings(ceilings: dict[str, Any], timed: dict[str, dict[str, Any]]) -> dict[str, Any]:

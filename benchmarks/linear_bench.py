@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from ceilings import READ, READ_BYTES, measure_ceilings, read_method, row_ceilings
+from ceilings import READ, measure_ceilings, read_method, row_ceilings
 from environment import (
     add_common_arguments,
     add_package_to_path,
@@ -193,12 +193,12 @@ def run_shape(
         budget.seconds += compilations.spent - before  # compiling is not timing
         ready.append(check_all(bank, w, m, args.seed, compiled))
     rows = []
-    read = read_method(device)
+    read = read_method(device, [(layer.weight,) for layer in bank.layers[OURS]])
     for m, checked in zip(values, ready, strict=True):
         moved = {e.name: bytes_moved(e, m, w) for e in checked if isinstance(e, Method)}
         if read:
-            checked.append(read)
-            moved[READ] = float(READ_BYTES[device.type])
+            checked.append(read[0])
+            moved[READ] = read[1]
         timed = measure(
             checked,
             device,

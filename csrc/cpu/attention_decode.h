@@ -8,125 +8,27 @@
 #pragma once
 
 #include "attention_rows.h"
+#include "decode_products.h"
 
 namespace flashint8::cpu {
 namespace {
 
 constexpr int64_t kDecodeKeys = 128;
-constexpr int64_t kDecodeAhead = 16 << 10;  // bytes of keys or values asked for in advance
 constexpr int64_t kDecodeRows = kLanes < 8 ? kLanes : 8;
 
 struct DecodeScratch {
-  float* q;        // [rows][padded]
+  float* q;        // [chunk][row][KeyChunk::kQuery]
   float* out;      // [rows][padded]
   float* scores;   // [kDecodeKeys + kLanes][rows]
-  int64_t padded;  // head_dim, to whole vectors
+  int64_t padded;  // head_dim, to whole chunks
 
-  DecodeScratch(float* scratch, int64_t head_dim) : padded(round_up(head_dim, kLanes)) {
+  DecodeScratch(float* scratch, int64_t head_dim) : padded(round_up(head_dim, kChunk)) {
     q = scratch;
     out = q + kDecodeRows * padded;
     scores = out + kDecodeRows * padded;
   }
   int64_t total() const { return 2 * kDecodeRows * padded + (kDecodeKeys + kLanes) * kDecodeRows; }
 };
-
-// Whole rows of a cache, so that what is asked for is a row to come.
-FLASHINT8_INLINE int64_t decode_ahead(int64_t row_bytes) {
-  return round_up(kDecodeAhead, larger(1, row_bytes));
-}
-
-// scores[n][row] = q[row] . keys[n], for count keys; scores up to a whole vector are written too.
-template <int kRows, class T>
-void decode_scores(const T* keys, int64_t stride, int64_t count, int64_t head_dim,
-                   const DecodeScratch& s) {
-  constexpr int kKeys = kLanes / kRows;
-  const int64_t whole = head_dim / kLanes * kLanes;
-  const int64_t ahead = decode_ahead(stride * static_cast<int64_t>(sizeof(T)));
-  for (int64_t n = 0; n < count; n += kKeys) {
-    const T* key[kKeys];
-    Vec sum[kLanes];
-    FLASHINT8_UNROLL
-    for (int j = 0; j < kKeys; ++j) key[j] = keys + smaller(n + j, count - 1) * stride;
-    FLASHINT8_UNROLL
-    for (int i = 0; i < kLanes; ++i) sum[i] = zero();
-    for (int j = 0; j < kKeys; ++j) {
-      for (int64_t d = 0; d < head_dim; d += kCacheLine / static_cast<int64_t>(sizeof(T))) {
-        prefetch(key[j] + d, ahead);
-      }
-    }
-    for (int64_t d = 0; d < whole; d += kLanes) {
-      Vec q[kRows];
-      FLASHINT8_UNROLL
-      for (int r = 0; r < kRows; ++r) q[r] = load(s.q + r * s.padded + d);
-      FLASHINT8_UNROLL
-      for (int j = 0; j < kKeys; ++j) {
-        const Vec k = load(key[j] + d);
-        FLASHINT8_UNROLL
-        for (int r = 0; r < kRows; ++r) sum[j * kRows + r] = fma(k, q[r], sum[j * kRows + r]);
-      }
-    }
-    if (whole < head_dim) {
-      for (int j = 0; j < kKeys; ++j) {
-        const Vec k = load_partial(key[j] + whole, head_dim - whole);
-        for (int r = 0; r < kRows; ++r) {
-          sum[j * kRows + r] = fma(k, load(s.q + r * s.padded + whole), sum[j * kRows + r]);
-        }
-      }
-    }
-    store(s.scores + n * kRows, sum_rows(sum));
-  }
-}
-
-// kVectors vectors of dims, from d: out[row] = out[row] * rescale[row] + weights * values. `valid`
-// elements of the last vector exist.
-template <int kRows, int kVectors, bool kPartial, class T>
-FLASHINT8_INLINE void decode_values(const T* values, int64_t stride, int64_t count, int64_t d,
-                                    int64_t valid, const float* rescale, const DecodeScratch& s) {
-  Vec sum[kRows][kVectors];
-  FLASHINT8_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    FLASHINT8_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = mul(load(s.out + r * s.padded + d + v * kLanes), set1(rescale[r]));
-    }
-  }
-  const T* value = values + d;
-  const int64_t ahead = decode_ahead(stride * static_cast<int64_t>(sizeof(T)));
-  for (int64_t n = 0; n < count; ++n, value += stride) {
-    for (int64_t i = 0; i < kVectors * kLanes; i += kCacheLine / static_cast<int64_t>(sizeof(T))) {
-      prefetch(value + i, ahead);
-    }
-    FLASHINT8_UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      const Vec x = kPartial ? load_partial(value, valid) : load(value + v * kLanes);
-      FLASHINT8_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        sum[r][v] = fma(x, set1(s.scores[n * kRows + r]), sum[r][v]);
-      }
-    }
-  }
-  FLASHINT8_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    FLASHINT8_UNROLL
-    for (int v = 0; v < kVectors; ++v) store(s.out + r * s.padded + d + v * kLanes, sum[r][v]);
-  }
-}
-
-template <int kRows, class T>
-void decode_all_values(const T* values, int64_t stride, int64_t count, int64_t head_dim,
-                       const float* rescale, const DecodeScratch& s) {
-  constexpr int kMany = kRows <= 4 && kLanes >= 8 ? 4 : 2;
-  int64_t d = 0;
-  for (; d + kMany * kLanes <= head_dim; d += kMany * kLanes) {
-    decode_values<kRows, kMany, false>(values, stride, count, d, 0, rescale, s);
-  }
-  for (; d + kLanes <= head_dim; d += kLanes) {
-    decode_values<kRows, 1, false>(values, stride, count, d, 0, rescale, s);
-  }
-  if (d < head_dim) {
-    decode_values<kRows, 1, true>(values, stride, count, d, head_dim - d, rescale, s);
-  }
-}
 
 // Every lane becomes the largest (or the sum) of the lanes that belong to its row.
 template <int kRows, bool kSum>
@@ -155,12 +57,12 @@ void decode_rows(const AttentionParams& p, const AttentionWork& work, float* scr
     first[r] = rows.first(row) - work.key_begin;
     last[r] = rows.last(row) - work.key_begin;
     const T* q = rows.q<T>(row);
-    for (int64_t d = 0; d < s.padded; d += kLanes) {
-      Vec x = load_partial(q + d, larger(0, smaller(kLanes, p.head_dim - d)));
-      if (scale.negate_q) x = sub(zero(), x);
-      store(s.q + r * s.padded + d, x);
-      store(s.out + r * s.padded + d, zero());
+    constexpr int64_t kQuery = KeyChunk<T>::kQuery;
+    for (int64_t d = 0; d < p.head_dim; d += kChunk) {
+      KeyChunk<T>::pack_query(q + d, smaller(kChunk, p.head_dim - d), scale.negate_q,
+                              s.q + (d / kChunk * kRows + r) * kQuery);
     }
+    for (int64_t d = 0; d < s.padded; d += kLanes) store(s.out + r * s.padded + d, zero());
   }
   Vec row_max = set1(-kInfinity);
   Vec row_sum = zero();
@@ -171,7 +73,8 @@ void decode_rows(const AttentionParams& p, const AttentionWork& work, float* scr
   for (int64_t key = first[0]; key < last[kRows - 1]; key += kDecodeKeys) {
     const int64_t count = smaller(kDecodeKeys, last[kRows - 1] - key);
     const int64_t total = round_up(count * kRows, kLanes);
-    decode_scores<kRows>(keys + key * p.k_stride.seq, p.k_stride.seq, count, p.head_dim, s);
+    decode_scores<kRows>(keys + key * p.k_stride.seq, p.k_stride.seq, count, p.head_dim, s.q,
+                         s.scores);
     float low[kLanes], high[kLanes];
     for (int i = 0; i < kLanes; ++i) {
       low[i] = static_cast<float>(larger(0, smaller(count, first[i % kRows] - key)));
@@ -198,14 +101,21 @@ void decode_rows(const AttentionParams& p, const AttentionWork& work, float* scr
     }
     float rescale_of[kLanes];
     store(rescale_of, rescale);
-    decode_all_values<kRows>(values + key * p.v_stride.seq, p.v_stride.seq, count, p.head_dim,
-                             rescale_of, s);
+    for (int64_t r = 0; r < kRows; ++r) {
+      float* out = s.out + r * s.padded;
+      for (int64_t d = 0; d < s.padded; d += kLanes) {
+        store(out + d, mul(load(out + d), set1(rescale_of[r])));
+      }
+    }
+    decode_values<kRows>(values + key * p.v_stride.seq, p.v_stride.seq, count, p.head_dim, s.scores,
+                         s.out, s.padded);
   }
   float max_of[kLanes], sum_of[kLanes];
   store(max_of, row_max);
   store(sum_of, over_keys<kRows, true>(row_sum));
   for (int64_t r = 0; r < num_rows; ++r) {
     const int64_t row = work.row_begin + r;
+    order_chunks<T>(s.out + r * s.padded, p.head_dim);
     if (work.partial) {
       float* partial = work.partial + r * partial_size(p.head_dim);
       memcpy(partial, s.out + r * s.padded, static_cast<size_t>(p.head_dim) * sizeof(float));

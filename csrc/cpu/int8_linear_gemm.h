@@ -11,12 +11,9 @@ namespace {
 
 constexpr int64_t kPanelRows = kLanes * kTileVectors;
 constexpr int64_t kChannelBlock = 64;  // rows of the weight in a piece, at most
-// Cells of k: kStepBlock x kPanelRows cells of x are what L1 holds while a panel is multiplied;
-// where there is one panel of fewer vectors, the steps are longer.
+// Cells of k: kStepBlock x kPanelRows cells of x are what L1 holds while a panel is multiplied.
 constexpr int64_t kStepBlock = 128;
-constexpr int64_t kLongStepBlock = 256;
-constexpr int64_t kTileStride =
-    kLongStepBlock + kLanes;  // no power of two: rows share no cache set
+constexpr int64_t kTileStride = kStepBlock + kLanes;  // no power of two: rows share no cache set
 
 template <class Dot>
 int64_t packed_cells(int64_t k) {
@@ -117,14 +114,10 @@ void linear_gemm(const Int8LinearParams& p, const LinearWork& work, float* scrat
   float* sums = tile + kChannelBlock * kTileStride;
   constexpr int64_t kPanelSums = kChannelBlock * kPanelRows;
   memset(sums, 0, static_cast<size_t>(panels * kPanelSums) * sizeof(float));
-  // One panel: the tile is used once, so that it should be small, and leaves room for longer steps.
-  const int64_t step_block =
-      panels > 1 ? kStepBlock
-                 : smaller(kLongStepBlock, kStepBlock * kPanelRows / panel_lanes(work.m_count, 0) /
-                                               kLanes * kLanes);
+  // One panel: the tile is used once, so that it should be small.
   const int64_t channel_block = panels > 1 ? kChannelBlock : kLanes;
-  for (int64_t cell = 0; cell < cells; cell += step_block) {
-    const int64_t steps = smaller(step_block, cells - cell);
+  for (int64_t cell = 0; cell < cells; cell += kStepBlock) {
+    const int64_t steps = smaller(kStepBlock, cells - cell);
     const int64_t column = cell * Dot::kPerCell;
     for (int64_t c = 0; c < channels; c += channel_block) {
       const int64_t rows = smaller(channel_block, channels - c);

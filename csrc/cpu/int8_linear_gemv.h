@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kGemvRows = kLanes == 16 ? 8 : 4;
 constexpr int kGemvSums = kLanes == 16 ? 24 : 10;  // registers for sums at most
-constexpr int64_t kGemvAhead = 6 << 10;            // bytes of the weight asked for in advance
+constexpr int64_t kGemvAhead = 16 << 10;           // bytes of the weight asked for in advance
 
 // Independent sums along k, so that their latency is hidden where there are few of them.
 constexpr int gemv_unroll(int sums) { return sums >= 8 ? 1 : (sums >= 4 ? 2 : 4); }

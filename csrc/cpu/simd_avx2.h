@@ -90,6 +90,20 @@ FLASHINT8_INLINE Vec load(const BF16* p) {
 FLASHINT8_INLINE Vec load_partial(const BF16* p, int64_t n) {
   return from_bf16(load_partial_16bit(p, n));
 }
+// 2 * kLanes bf16: those at even places, and the others.
+FLASHINT8_INLINE void load_even_odd(const BF16* p, Vec* even, Vec* odd) {
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  *even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+  *odd = _mm256_castsi256_ps(
+      _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+// even[0], odd[0], even[1], ...
+FLASHINT8_INLINE void interleave(Vec even, Vec odd, Vec* low, Vec* high) {
+  const Vec a = _mm256_unpacklo_ps(even, odd);
+  const Vec b = _mm256_unpackhi_ps(even, odd);
+  *low = _mm256_permute2f128_ps(a, b, 0x20);
+  *high = _mm256_permute2f128_ps(a, b, 0x31);
+}
 // Round half even; a NaN becomes the quiet NaN.
 FLASHINT8_INLINE __m128i to_bf16(Vec v) {
   const __m256i bits = _mm256_castps_si256(v);

@@ -79,6 +79,19 @@ FLASHINT8_INLINE Vec load(const BF16* p) {
 FLASHINT8_INLINE Vec load_partial(const BF16* p, int64_t n) {
   return from_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
+// 2 * kLanes bf16: those at even places, and the others.
+FLASHINT8_INLINE void load_even_odd(const BF16* p, Vec* even, Vec* odd) {
+  const __m512i pairs = _mm512_loadu_si512(p);
+  *even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+  *odd = _mm512_castsi512_ps(
+      _mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+// even[0], odd[0], even[1], ...
+FLASHINT8_INLINE void interleave(Vec even, Vec odd, Vec* low, Vec* high) {
+  const __m512i order = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  *low = _mm512_permutex2var_ps(even, order, odd);
+  *high = _mm512_permutex2var_ps(even, _mm512_add_epi32(order, _mm512_set1_epi32(8)), odd);
+}
 // Round half even; a NaN becomes the quiet NaN.
 FLASHINT8_INLINE __m256i to_bf16(Vec v) {
   const __m512i bits = _mm512_castps_si512(v);

@@ -53,12 +53,13 @@ constexpr int64_t round_up(int64_t x, int64_t multiple) {
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Asks for the cache line that lies `bytes` behind p, which need not exist. The hardware's own
-// prefetching stops at each page, and rows of a weight or a cache are often no longer than one.
+// Asks into L2 for the cache line that lies `bytes` behind p, which need not exist. The hardware's
+// own prefetching stops at each page, and rows of a weight or a cache are often no longer than one.
+// Lines asked into L1 would occupy the few misses that L1 can have at a time.
 FLASHINT8_INLINE void prefetch(const void* p, int64_t bytes) {
   __builtin_prefetch(
       reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)),
-      0, 3);
+      0, 2);
 }
 constexpr int64_t kCacheLine = 64;
 

@@ -78,6 +78,18 @@ FLASHINT8_INLINE UintVec to_f16(Vec v) {
   return half | ((bits >> 16) & 0x8000u);
 }
 FLASHINT8_INLINE Vec from_bf16(UintVec bits) { return (Vec)(bits << 16); }
+// 2 * kLanes bf16: those at even places, and the others.
+FLASHINT8_INLINE void load_even_odd(const BF16* p, Vec* even, Vec* odd) {
+  uint16_t b[8];
+  memcpy(b, p, sizeof b);
+  *even = from_bf16(UintVec{b[0], b[2], b[4], b[6]});
+  *odd = from_bf16(UintVec{b[1], b[3], b[5], b[7]});
+}
+// even[0], odd[0], even[1], ...
+FLASHINT8_INLINE void interleave(Vec even, Vec odd, Vec* low, Vec* high) {
+  *low = __builtin_shufflevector(even, odd, 0, 4, 1, 5);
+  *high = __builtin_shufflevector(even, odd, 2, 6, 3, 7);
+}
 FLASHINT8_INLINE UintVec to_bf16(Vec v) {
   const UintVec bits = (UintVec)v;
   const UintVec is_nan = (UintVec)((bits & 0x7fffffffu) > 0x7f800000u);
