@@ -33,11 +33,11 @@ struct ChannelPair {  // of channels n + g and n + g + 8
   float bias[2];
 };
 
-// A scaled fragment of a gated product, layout in mma.cuh: lane (g, t) has channels g, g + 8 of rows
-// 2t, 2t + 1. Its 16 channels become 8 columns, of which lane (g, t) gets column g in y[0], y[1]. A
-// pair of channels lies in lanes (g, t), (g + 1, t), g even: the first of them takes the pair of
-// channels g, g + 1, the second that of g + 8, g + 9; each sends its neighbour the half of the
-// other's pair, and what comes of its own to the column's lane. The whole warp calls it.
+// A scaled fragment of a gated product, layout in mma.cuh: lane (g, t) has channels g, g + 8 of
+// rows 2t, 2t + 1. Its 16 channels become 8 columns, of which lane (g, t) gets column g in y[0],
+// y[1]. A pair of channels lies in lanes (g, t), (g + 1, t), g even: the first of them takes the
+// pair of channels g, g + 1, the second that of g + 8, g + 9; each sends its neighbour the half of
+// the other's pair, and what comes of its own to the column's lane. The whole warp calls it.
 __device__ __forceinline__ void apply_gate(float (&y)[4], int lane) {
   const bool second = lane & 4;
   const int g = lane / 4, source = (g % 4 * 2 + g / 4) * 4 + lane % 4;
@@ -50,8 +50,8 @@ __device__ __forceinline__ void apply_gate(float (&y)[4], int lane) {
   }
 }
 
-// Applies an activation, known or not, to kCount scaled fragments. One branch for all of them: values
-// behind branches of their own would wait for each other's exponentials and divisions.
+// Applies an activation, known or not, to kCount scaled fragments. One branch for all of them:
+// values behind branches of their own would wait for each other's exponentials and divisions.
 template <Activation kActivation, int kCount>
 __device__ __forceinline__ void activate(float (&y)[kCount][4], int lane) {
 #pragma unroll
