@@ -12,6 +12,9 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
+
+#include "wgmma_operands.cuh"
 
 namespace flashint8::cuda {
 
@@ -66,166 +69,32 @@ __device__ __forceinline__ uint64_t wgmma_matrix(uint32_t address) {
 template <typename T, int kN>
 struct Wgmma;
 
-// Sixteen of D's registers, as operands.
-#define FLASHINT8_SUMS_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define FLASHINT8_SUMS_16(i) \
-  FLASHINT8_SUMS_4(i), FLASHINT8_SUMS_4(i + 4), FLASHINT8_SUMS_4(i + 8), FLASHINT8_SUMS_4(i + 12)
-
-template <>
-struct Wgmma<__half, 64> {
-  static __device__ __forceinline__ void multiply(float (&d)[32], const uint32_t (&a)[4],
-                                                  uint64_t b, bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
-        : FLASHINT8_SUMS_16(0), FLASHINT8_SUMS_16(16)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
-  }
-};
-
-template <>
-struct Wgmma<__nv_bfloat16, 64> {
-  static __device__ __forceinline__ void multiply(float (&d)[32], const uint32_t (&a)[4],
-                                                  uint64_t b, bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}\n"
-        : FLASHINT8_SUMS_16(0), FLASHINT8_SUMS_16(16)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
-  }
-};
-
-template <>
-struct Wgmma<__half, 128> {
-  static __device__ __forceinline__ void multiply(float (&d)[64], const uint32_t (&a)[4],
-                                                  uint64_t b, bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
-        : FLASHINT8_SUMS_16(0), FLASHINT8_SUMS_16(16), FLASHINT8_SUMS_16(32), FLASHINT8_SUMS_16(48)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
-  }
-};
-
-template <>
-struct Wgmma<__nv_bfloat16, 128> {
-  static __device__ __forceinline__ void multiply(float (&d)[64], const uint32_t (&a)[4],
-                                                  uint64_t b, bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "{%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}\n"
-        : FLASHINT8_SUMS_16(0), FLASHINT8_SUMS_16(16), FLASHINT8_SUMS_16(32), FLASHINT8_SUMS_16(48)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
-  }
-};
-
-template <>
-struct Wgmma<__half, 192> {
-  static __device__ __forceinline__ void multiply(float (&d)[96], const uint32_t (&a)[4],
-                                                  uint64_t b, bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %101, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n192k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
-        "{%96, %97, %98, %99}, %100, p, 1, 1, 0;\n}\n"
-        : FLASHINT8_SUMS_16(0), FLASHINT8_SUMS_16(16), FLASHINT8_SUMS_16(32), FLASHINT8_SUMS_16(48),
-          FLASHINT8_SUMS_16(64), FLASHINT8_SUMS_16(80)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
-  }
-};
-
-template <>
-struct Wgmma<__nv_bfloat16, 192> {
-  static __device__ __forceinline__ void multiply(float (&d)[96], const uint32_t (&a)[4],
-                                                  uint64_t b, bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %101, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
-        "{%96, %97, %98, %99}, %100, p, 1, 1, 0;\n}\n"
-        : FLASHINT8_SUMS_16(0), FLASHINT8_SUMS_16(16), FLASHINT8_SUMS_16(32), FLASHINT8_SUMS_16(48),
-          FLASHINT8_SUMS_16(64), FLASHINT8_SUMS_16(80)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
-  }
-};
-
-template <>
-struct Wgmma<__half, 256> {
-  static __device__ __forceinline__ void multiply(float (&d)[128], const uint32_t (&a)[4],
-                                                  uint64_t b, bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "
-        "%111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
-        "%127}, "
-        "{%128, %129, %130, %131}, %132, p, 1, 1, 0;\n}\n"
-        : FLASHINT8_SUMS_16(0), FLASHINT8_SUMS_16(16), FLASHINT8_SUMS_16(32), FLASHINT8_SUMS_16(48),
-          FLASHINT8_SUMS_16(64), FLASHINT8_SUMS_16(80), FLASHINT8_SUMS_16(96),
-          FLASHINT8_SUMS_16(112)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
-  }
-};
-
-template <>
-struct Wgmma<__nv_bfloat16, 256> {
-  static __device__ __forceinline__ void multiply(float (&d)[128], const uint32_t (&a)[4],
-                                                  uint64_t b, bool accumulate) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-        "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-        "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-        "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "
-        "%111, "
-        "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
-        "%127}, "
-        "{%128, %129, %130, %131}, %132, p, 1, 1, 0;\n}\n"
-        : FLASHINT8_SUMS_16(0), FLASHINT8_SUMS_16(16), FLASHINT8_SUMS_16(32), FLASHINT8_SUMS_16(48),
-          FLASHINT8_SUMS_16(64), FLASHINT8_SUMS_16(80), FLASHINT8_SUMS_16(96),
-          FLASHINT8_SUMS_16(112)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}));
-  }
-};
-
-#undef FLASHINT8_SUMS_16
-#undef FLASHINT8_SUMS_4
+// The instruction, of REGISTERS sums, for one type of A and B; %A .. are its operands behind the
+// sums.
+#define FLASHINT8_WGMMA(TYPE, COLUMNS, REGISTERS, A0, A1, A2, A3, B, ACCUMULATE)           \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " ACCUMULATE                              \
+               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32." TYPE "." TYPE \
+               " {" FLASHINT8_NAMES_##REGISTERS "}, {" A0 ", " A1 ", " A2 ", " A3 "}, " B  \
+                                                ", p, 1, 1, 0;\n}\n"                       \
+               : FLASHINT8_SUMS_##REGISTERS                                                \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}))
+#define FLASHINT8_WGMMA_OF(COLUMNS, REGISTERS, ...)                                                \
+  template <typename T>                                                                            \
+  struct Wgmma<T, COLUMNS> {                                                                       \
+    static __device__ __forceinline__ void multiply(float (&d)[REGISTERS], const uint32_t (&a)[4], \
+                                                    uint64_t b, bool accumulate) {                 \
+      if constexpr (std::is_same_v<T, __half>) {                                                   \
+        FLASHINT8_WGMMA("f16", COLUMNS, REGISTERS, __VA_ARGS__);                                   \
+      } else {                                                                                     \
+        FLASHINT8_WGMMA("bf16", COLUMNS, REGISTERS, __VA_ARGS__);                                  \
+      }                                                                                            \
+    }                                                                                              \
+  };
+FLASHINT8_WGMMA_OF(64, 32, "%32", "%33", "%34", "%35", "%36", "%37")
+FLASHINT8_WGMMA_OF(128, 64, "%64", "%65", "%66", "%67", "%68", "%69")
+FLASHINT8_WGMMA_OF(192, 96, "%96", "%97", "%98", "%99", "%100", "%101")
+FLASHINT8_WGMMA_OF(256, 128, "%128", "%129", "%130", "%131", "%132", "%133")
+#undef FLASHINT8_WGMMA
+#undef FLASHINT8_WGMMA_OF
 
 }  // namespace flashint8::cuda
