@@ -180,8 +180,8 @@ sanitize() {
   (
     export OMP_NUM_THREADS=1
     [ "$tool" != memcheck ] || export PYTORCH_NO_CUDA_MEMORY_CACHING=1
-    # shellcheck disable=SC2086
     # After an error of the device no later test of that process means anything: the others get them.
+    # shellcheck disable=SC2086
     timeout --kill-after=10 "$3" compute-sanitizer "${flags[@]}" ${SANITIZER_FLAGS:-} \
       "$python" -m pytest "${sanitizer_tests[@]}" --exitfirst --share "$work/$tool.tests" \
       --reference-on-cpu

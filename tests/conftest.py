@@ -88,6 +88,8 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         begin = time.perf_counter()
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
         claim.write_text(f"{item.nodeid} {time.perf_counter() - begin:.1f} s\n")
+        if session.shouldfail:  # --exitfirst: what is left is the others'
+            raise session.Failed(session.shouldfail)
     return True
 
 
