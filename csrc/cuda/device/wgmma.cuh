@@ -57,12 +57,19 @@ __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
 }
 
+// Describes a matrix of rows of 128 bytes with 128-byte swizzle, eight of them in a 1024-byte
+// group, from `address` on. `leading`: bytes / 16 from one box of rows to the next where the
+// instruction reads several (1 where it does not).
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t leading) {
+  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroupStride = uint64_t{1024 / 16} << 32;
+  return kSwizzle128 | kGroupStride | (uint64_t{leading} << 16) | ((address & 0x3ffff) >> 4);
+}
+
 // Describes B as the copy engine leaves it with 128-byte swizzle: rows of 64 16-bit values, 128
 // bytes each, eight of them in a 1024-byte group; `address` is 1024-byte aligned. 16 further values
 // of k are 32 bytes on: 2 more in the descriptor.
 __device__ __forceinline__ uint64_t wgmma_matrix(uint32_t address) {
-  constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kGroupStride = uint64_t{1024 / 16} << 32;
-  return kSwizzle128 | kGroupStride | (uint64_t{1} << 16) | ((address & 0x3ffff) >> 4);
+  return wgmma_descriptor(address, 1);
 }
 
 // `accumulate` false: D is overwritten.
