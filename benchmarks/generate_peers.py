@@ -120,21 +120,16 @@ class Compiled:
         self.plain, self.config, self.new_cache = plain, plain.config, plain.new_cache
         options = {"coordinate_descent_tuning": True, "max_autotune": True} if tune else None
 
-        def logits(tokens: torch.Tensor, cache: Any) -> torch.Tensor:
-            return model.lm_head(model._hidden(tokens, cache, static=True)[:, 0])
-
-        self.logits = logits
+        self.decode = model.decode
         if whole:
-            self.logits = torch.compile(logits, fullgraph=True, dynamic=False, options=options)
+            self.decode = torch.compile(
+                model.decode, fullgraph=True, dynamic=False, options=options
+            )
             return
         for block in list(model.blocks)[1:]:  # the first has no addition: it would be another graph
             block.compile(fullgraph=True, dynamic=False, options=options)
         if not isinstance(model.lm_head, nn.Linear):  # a library product has nothing to fuse
             model.lm_head.compile(fullgraph=True, dynamic=False, options=options)
-
-    def decode(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
-        """`Decoder.decode`."""
-        return self.logits(tokens, cache)
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return self.plain(*args, **kwargs)
