@@ -9,14 +9,19 @@ namespace {
 
 using PrefillLauncher = cudaError_t (*)(const AttentionParams&, const AttentionPlan&, cudaStream_t);
 
+template <size_t kCount>
+cudaError_t launch_variant(const PrefillLauncher (&launchers)[kCount],
+                           const AttentionParams& params, const AttentionPlan& plan,
+                           cudaStream_t stream) {
+  if (plan.variant < 0 || plan.variant >= static_cast<int>(kCount)) return cudaErrorInvalidValue;
+  return launchers[plan.variant](params, plan, stream);
+}
+
 template <typename T, size_t... kIndices>
 cudaError_t prefill(const AttentionParams& params, const AttentionPlan& plan, cudaStream_t stream,
                     std::index_sequence<kIndices...>) {
   static constexpr PrefillLauncher kLaunchers[] = {&launch_prefill<T, int{kIndices}>...};
-  if (plan.variant < 0 || plan.variant >= static_cast<int>(sizeof...(kIndices))) {
-    return cudaErrorInvalidValue;
-  }
-  return kLaunchers[plan.variant](params, plan, stream);
+  return launch_variant(kLaunchers, params, plan, stream);
 }
 
 #ifdef FLASHINT8_SM90A
@@ -24,10 +29,7 @@ template <typename T, size_t... kIndices>
 cudaError_t prefill_sm90(const AttentionParams& params, const AttentionPlan& plan,
                          cudaStream_t stream, std::index_sequence<kIndices...>) {
   static constexpr PrefillLauncher kLaunchers[] = {&launch_prefill_sm90<T, int{kIndices}>...};
-  if (plan.variant < 0 || plan.variant >= static_cast<int>(sizeof...(kIndices))) {
-    return cudaErrorInvalidValue;
-  }
-  return kLaunchers[plan.variant](params, plan, stream);
+  return launch_variant(kLaunchers, params, plan, stream);
 }
 #endif
 
