@@ -175,14 +175,7 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
   require(kOp, "k", k, 0);
 
   Int8LinearParams params;
-  if (activation) {
-    const std::optional<Activation> parsed = parse_activation(*activation);
-    if (!parsed) {
-      throw std::invalid_argument(std::string("int8_linear: activation must be ") +
-                                  kActivationNames + ", got '" + *activation + "'");
-    }
-    params.activation = *parsed;
-  }
+  if (activation) params.activation = parse_activation(*activation);
   params.dtype = parse_dtype(kOp, dtype);
   params.x = address(vectorized);
   params.weight = static_cast<const int8_t*>(address(vectorized));

@@ -18,17 +18,14 @@ void check_weight(const TensorView& weight, const TensorView& x) {
 }
 
 Activation check_activation(const std::string& name, int64_t n) {
-  const std::optional<Activation> activation = parse_activation(name);
-  if (!activation) {
-    fail("int8_linear: activation must be ", kActivationNames, ", got '", name, "'");
-  }
-  if (*activation == Activation::kSiluMul && n % 2 != 0) {
+  const Activation activation = parse_activation(name);
+  if (activation == Activation::kSiluMul && n % 2 != 0) {
     fail(
         "int8_linear: activation silu_mul needs an even number of weight rows (gate and up in "
         "turn), got ",
         n);
   }
-  return *activation;
+  return activation;
 }
 
 }  // namespace

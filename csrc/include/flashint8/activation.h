@@ -3,23 +3,24 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
-#include <string_view>
+#include <stdexcept>
+#include <string>
 
 namespace flashint8 {
 
 // kSiluMul is gated: of each pair of channels (2i, 2i + 1) comes one, silu(y[2i]) * y[2i + 1].
 enum class Activation : int32_t { kNone = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3, kSiluMul = 4 };
 
-// By the names that torch.nn.functional.gelu and silu have for them; nothing for another name.
-inline std::optional<Activation> parse_activation(std::string_view name) {
+// By the names that torch.nn.functional.gelu and silu have for them; std::invalid_argument for
+// another name.
+inline Activation parse_activation(const std::string& name) {
   if (name == "gelu") return Activation::kGelu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
   if (name == "silu") return Activation::kSilu;
   if (name == "silu_mul") return Activation::kSiluMul;
-  return std::nullopt;
+  throw std::invalid_argument(
+      "int8_linear: activation must be gelu, gelu_tanh, silu or silu_mul, got '" + name + "'");
 }
-constexpr char kActivationNames[] = "gelu, gelu_tanh, silu or silu_mul";
 
 // silu(y) = y / (1 + 2^(y * slope)) with slope = -log2(e). So is gelu's tanh form: with
 // (1 + tanh(u)) / 2 = 1 / (1 + e^-2u) its slope is kGeluTanhSlope + kGeluTanhCurve * y^2, and
