@@ -90,6 +90,11 @@ AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vecto
   return plan;
 }
 
+// Blocks of block_m queries of all heads.
+int64_t query_blocks(const AttentionParams& p, int block_m) {
+  return ceil_div(p.seq_len_q, block_m) * p.num_heads * p.batch;
+}
+
 AttentionPlan plan_prefill(const AttentionParams& p, const Card& card) {
   AttentionPlan plan;
   plan.kernel = AttentionKernel::kPrefill;
@@ -107,7 +112,7 @@ AttentionPlan plan_prefill(const AttentionParams& p, const Card& card) {
     plan.num_warps = v.num_warps;
     plan.stages = v.stages;
     plan.shared_bytes = v.shared_bytes();
-    plan.num_blocks = ceil_div(p.seq_len_q, v.block_m) * p.num_heads * p.batch;
+    plan.num_blocks = query_blocks(p, v.block_m);
     if (plan.num_blocks <= int64_t{v.max_blocks_per_sm} * card.sm_count) break;
   }
   return plan;
@@ -129,7 +134,7 @@ const Sm90PrefillTile* find_sm90_tile(const AttentionParams& p, const Card& card
     return nullptr;
   }
   for (const Sm90PrefillTile& tile : kSm90PrefillTiles) {
-    const int64_t blocks = ceil_div(p.seq_len_q, tile.block_m) * p.num_heads * p.batch;
+    const int64_t blocks = query_blocks(p, tile.block_m);
     if (tile.head_dim >= p.head_dim && tile.head_dim < 2 * p.head_dim &&
         tile.block_m <= p.seq_len_q && tile.shared_bytes() <= card.shared_memory_per_block &&
         blocks <= INT32_MAX &&
@@ -153,7 +158,7 @@ AttentionPlan plan_prefill_sm90(const AttentionParams& p, const Card& card,
   plan.num_warps = tile.threads() / 32;
   plan.stages = tile.stages;
   plan.shared_bytes = tile.shared_bytes();
-  plan.num_blocks = ceil_div(p.seq_len_q, tile.block_m) * p.num_heads * p.batch;
+  plan.num_blocks = query_blocks(p, tile.block_m);
   // Shares are dealt out beforehand: where rows have lengths of their own, they would not be equal.
   const bool ragged = p.batch > 1 && (p.kv_lengths != nullptr || p.kv_start != nullptr);
   if (p.seq_len_kv <= kSm90StayUpTo && !ragged) {
@@ -164,7 +169,7 @@ AttentionPlan plan_prefill_sm90(const AttentionParams& p, const Card& card,
 
 // Few blocks of queries, many keys: the chip is filled by splitting the keys.
 bool split_is_better(const AttentionParams& p, const Card& card) {
-  const int64_t blocks = ceil_div(p.seq_len_q, kDecodeRows) * p.num_heads * p.batch;
+  const int64_t blocks = query_blocks(p, kDecodeRows);
   return blocks * 2 <= card.sm_count && p.seq_len_kv >= kSplitFrom;
 }
 
