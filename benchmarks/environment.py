@@ -136,8 +136,15 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def buffers_past_cache(bytes_per_call: float, device: torch.device) -> int:
-    """How many buffers to rotate through so that each comes from memory: past twice the cache."""
-    return max(2, -(-2 * cache_bytes(device) // max(1, int(bytes_per_call))) + 1)
+    """How many buffers to rotate through so that each comes from memory.
+
+    Past twice the cache at least. On a GPU past 16 times, as far as 256 buffers go: what a kernel
+    marks to leave L2 first leaves the rest there for longer than one turn through twice its size.
+    """
+    cache, size = cache_bytes(device), max(1, int(bytes_per_call))
+    needed = -(-2 * cache // size) + 1
+    more = min(256, -(-16 * cache // size)) if device.type == "cuda" else 0
+    return max(2, needed, more)
 
 
 def pick_device(name: str | None) -> torch.device:

@@ -166,8 +166,8 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     RingPlace<kSlots> slot{0, 0};
     uint32_t weights[2][kProducts][4];
     float sum[4 * kFragments];
-    // A step's weights, of the first or second half of a slot; `last`: it is not read any more.
-    const auto read_weights = [&](int half, bool last, uint32_t (&a)[kProducts][4]) {
+    // A step's weights, of the first or second half of a slot.
+    const auto read_weights = [&](int half, uint32_t (&a)[kProducts][4]) {
       if (half == 0) barrier_wait(full_w + 8 * slot.index, slot.parity);
       const uint32_t address = read_w + slot.index * kBytesW;
 #pragma unroll
@@ -178,23 +178,24 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
                                                     i % 2 * (8 * kSm90SlotK) + i / 2 * 8));
         }
       }
-      if (half == kStepsPerSlot - 1 || last) {
-        __syncwarp();
-        if (lane == 0) barrier_arrive(empty_w + 8 * slot.index);
-        slot.advance();
-      }
     };
-    const auto release = [&](int& oldest) {
+    // The slot is not read any more. A barrier does not wait for loads that are still under way: what
+    // they bring must have been used.
+    const auto release_weights = [&]() {
+      if (lane == 0) barrier_arrive(empty_w + 8 * slot.index);
+      slot.advance();
+    };
+    // The stage `back` before the next one is not read any more.
+    const auto release_x = [&](int back) {
+      const int done = stage.index - back + (stage.index < back ? kStages : 0);
       if (lane < schedule.cluster_n) {
-        barrier_arrive_in(empty + 8 * oldest, part * schedule.cluster_n + lane);
+        barrier_arrive_in(empty + 8 * done, part * schedule.cluster_n + lane);
       }
-      if (++oldest == kStages) oldest = 0;
     };
     const ClusterPlace walk = cluster_place();  // read again: a register less until here
     for (int tile = walk.cluster_x; tile < schedule.cluster_tiles; tile += walk.num_clusters_x) {
-      int oldest = stage.index;  // whose products may still run beside the newest
-      // One stage: multiplies `now` with it, and meanwhile makes the next stage's weights ready,
-      // of this half of a slot.
+      // One stage: multiplies `now`, of this half of a slot, with it, and meanwhile makes the next
+      // stage's weights ready.
       const auto step = [&](int i, int half, uint32_t (&now)[kProducts][4],
                             uint32_t (&next)[kProducts][4]) {
         const uint64_t x = wgmma_matrix(ring + stage.index * kBytesX);
@@ -208,13 +209,14 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
         wgmma_commit();
         stage.advance();
         wgmma_wait<1>();  // `next` is not read any more
-        if (i > 0) release(oldest);
-        if (i + 1 < num_steps) read_weights(half, i + 2 == num_steps, next);
+        if (i > 0) release_x(2);
+        if (i + 1 == num_steps || half == kStepsPerSlot - 1) release_weights();
+        if (i + 1 < num_steps) read_weights((half + 1) % kStepsPerSlot, next);
       };
-      read_weights(0, num_steps == 1, weights[0]);
+      read_weights(0, weights[0]);
       for (int i = 0; i < num_steps; i += 2) {
-        step(i, kStepsPerSlot - 1, weights[0], weights[1]);
-        if (i + 1 < num_steps) step(i + 1, 0, weights[1], weights[0]);
+        step(i, 0, weights[0], weights[1]);
+        if (i + 1 < num_steps) step(i + 1, kStepsPerSlot - 1, weights[1], weights[0]);
       }
       const int64_t channel = channels_of(tile) + warp_channel + g;
       ChannelPair channels;
@@ -225,13 +227,13 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
         channels.bias[h] = valid ? load_bias<T>(p.bias, channel + 8 * h) : 0.0f;
       }
       wgmma_wait<0>();
-      release(oldest);
+      release_x(1);
 
       if (tile + walk.num_clusters_x >= schedule.cluster_tiles) {
         allow_dependent_launch();
       }
       const Sm90Output<T, kBlockM> output(p, staged, rows_of(tile), channels_of(tile), group,
-                                          warp % 4, lane);
+                                          warp % 4, read_lane());
       if (schedule.cluster_k == 1) {
         warpgroup_sync(group);      // the last tile's output has been read
         constexpr int kAtOnce = 4;  // more would need registers beside the sums
