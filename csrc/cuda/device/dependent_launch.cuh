@@ -23,20 +23,12 @@ __device__ __forceinline__ void allow_dependent_launch() {
 #endif
 }
 
-// Both ask for memory to be brought into L2. No value is read, so that they may come before
+// Asks for the line of `address` to be brought into L2. No value is read, so that it may come before
 // wait_for_prerequisite() even where another kernel is writing there: L2 is where all
-// multiprocessors meet. The line of `address`:
+// multiprocessors meet.
 __device__ __forceinline__ void prefetch_l2_line(const void* address) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("prefetch.global.L2 [%0];\n" ::"l"(address));
-#endif
-}
-
-// `bytes` (a multiple of 16) from `address` (16-byte aligned); for kilobytes, as one request costs
-// more than a line's.
-__device__ __forceinline__ void prefetch_l2(const void* address, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(address), "r"(bytes));
 #endif
 }
 

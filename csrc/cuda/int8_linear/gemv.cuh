@@ -66,9 +66,6 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
   constexpr int kPitch = kGemvBlockN + 4;
   constexpr int kLog2BlockN = 4;
   static_assert(1 << kLog2BlockN == kGemvBlockN);
-  // Of a row, before the kernel ahead has ended: the warps' first units. More would be read twice
-  // as fast as it can then be taken from L2, with memory idle.
-  constexpr int kPrefetchBytes = kWarps * kGemvUnit;
   static_assert(kShape.block_m % 8 == 0);
   __shared__ float sums[2][kWarps][kShape.block_m][kPitch];
 
@@ -107,11 +104,6 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
     }
   };
 
-  if (kShape.vectorized && threadIdx.x < kGemvBlockN) {
-    const int64_t n = int64_t{blockIdx.y} * kGemvBlockN + threadIdx.x;
-    const int64_t bytes = min(p.k & ~int64_t{15}, int64_t{kPrefetchBytes});
-    if (n < p.n && bytes > 0) prefetch_l2(p.weight + n * p.weight_stride, bytes);
-  }
   wait_for_prerequisite();
   allow_dependent_launch();
 
