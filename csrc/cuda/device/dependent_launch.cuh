@@ -23,8 +23,8 @@ __device__ __forceinline__ void allow_dependent_launch() {
 #endif
 }
 
-// Asks for the line of `address` to be brought into L2. No value is read, so that it may come before
-// wait_for_prerequisite() even where another kernel is writing there: L2 is where all
+// Asks for the line of `address` to be brought into L2. No value is read, so that it may come
+// before wait_for_prerequisite() even where another kernel is writing there: L2 is where all
 // multiprocessors meet.
 __device__ __forceinline__ void prefetch_l2_line(const void* address) {
 #if __CUDA_ARCH__ >= 900

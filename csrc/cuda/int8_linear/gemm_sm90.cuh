@@ -104,6 +104,13 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   if (warp == kSm90Warps && lane < kSlots && kStepsPerSlot * lane < num_steps) {
     prefetch_box(&map_w, first_step * kBlockK + lane * kSm90SlotK, channels_of(place.cluster_x));
   }
+  constexpr int kScalesOfLine = 32;
+  if (warp == kSm90Warps + 1 && lane < kSm90BlockN / kScalesOfLine) {
+    const int channel = channels_of(place.cluster_x) + lane * kScalesOfLine;
+    if (channel < p.n) prefetch_l2_line(p.weight_scale + channel);
+    if (channel < p.n && p.bias != nullptr)
+      prefetch_l2_line(static_cast<const T*>(p.bias) + channel);
+  }
   if (cluster_size > 1) {
     cluster_meet();
   } else {
@@ -179,8 +186,8 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
         }
       }
     };
-    // The slot is not read any more. A barrier does not wait for loads that are still under way: what
-    // they bring must have been used.
+    // The slot is not read any more. A barrier does not wait for loads that are still under way:
+    // what they bring must have been used.
     const auto release_weights = [&]() {
       if (lane == 0) barrier_arrive(empty_w + 8 * slot.index);
       slot.advance();

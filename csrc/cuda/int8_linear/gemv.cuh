@@ -104,6 +104,15 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
     }
   };
 
+  // What comes last of all to a tile's values would otherwise come from memory then.
+  const auto ask_for_scales = [&](int tile) {
+    const int64_t n = int64_t{tile} * kGemvBlockN;
+    if (threadIdx.x != 0 || n >= p.n) return;
+    prefetch_l2_line(p.weight_scale + n);
+    if (p.bias != nullptr) prefetch_l2_line(static_cast<const T*>(p.bias) + n);
+  };
+
+  ask_for_scales(blockIdx.y);
   wait_for_prerequisite();
   allow_dependent_launch();
 
@@ -112,6 +121,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
   }
   int buffer = 0;
   for (int tile = blockIdx.y; tile < num_tiles; tile += gridDim.y, buffer ^= 1) {
+    ask_for_scales(tile + static_cast<int>(gridDim.y));
     float sum[kRowTiles][4] = {};
     for (int unit = warp; unit < num_units; unit += kWarps) {
       uint4 x[kRowTiles][2][2];  // [rows][half of the unit][first, last 8 values]
