@@ -160,19 +160,19 @@ def peak_of(device: torch.device, call: Any) -> int | None:
 def time_candidate(
     candidate: Candidate, prompts: list[list[int]], new_tokens: int, rounds: int, budget: float
 ) -> dict[str, Any]:
-    """The method's JSON, but for its error. One round comes first, untimed: it compiles."""
+    """The method's JSON, but for its error.
+
+    Untimed first: a few tokens, which compile; then a whole round, whose peak memory is taken, and in
+    which a peer may still meet lengths of the cache for the first time.
+    """
     device = next(iter(candidate.model.buffers()), next(candidate.model.parameters())).device
     steps = min(new_tokens, candidate.steps or new_tokens)
     candidate.run(prompts, min(steps, 4))
     runs: list[Run] = []
-
-    def once() -> None:
+    working = peak_of(device, lambda: candidate.run(prompts, steps))
+    spent = 0.0
+    while not runs or (len(runs) < rounds and spent < budget):
         runs.append(candidate.run(prompts, steps))
-
-    working = peak_of(device, once)
-    spent = runs[0].first + runs[0].rest
-    while len(runs) < rounds and spent < budget:
-        once()
         spent += runs[-1].first + runs[-1].rest
     weights = weights_bytes(candidate.model)
     batch = len(prompts)
