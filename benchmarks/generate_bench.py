@@ -162,8 +162,8 @@ def time_candidate(
 ) -> dict[str, Any]:
     """The method's JSON, but for its error.
 
-    Untimed first: a few tokens, which compile; then a whole round, whose peak memory is taken, and in
-    which a peer may still meet lengths of the cache for the first time.
+    Untimed first: a few tokens, which compile; then a whole round, whose peak memory is taken, and
+    in which a peer may still meet lengths of the cache for the first time.
     """
     device = next(iter(candidate.model.buffers()), next(candidate.model.parameters())).device
     steps = min(new_tokens, candidate.steps or new_tokens)
