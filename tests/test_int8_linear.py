@@ -113,21 +113,45 @@ def test_outliers(device: str, m: int, outlier: float) -> None:
 
 @pytest.mark.sanitizer
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0.0, 1e-7])
-def test_rows_of_special_values(device: str, value: float) -> None:
+@pytest.mark.parametrize("m", [3, 20])
+def test_rows_of_special_values(device: str, m: int, value: float) -> None:
     """Infinity and NaN in a row stay in that row; rows of zeros or of tiny values are exact."""
     for dtype in dtypes_on(device):
-        x, weight, scale, bias = problem(3, 40, 100, dtype, device)
+        x, weight, scale, bias = problem(m, 40, 100, dtype, device)
         weight[weight == 0] = 1
         whole = math.isfinite(value)
         x[1, slice(None) if whole else slice(5, 6)] = value
         out = linear(x, weight, scale, bias)
-        keep = [0, 1, 2] if whole else [0, 2]
+        keep = [row for row in range(m) if whole or row != 1]
         check_linear(out[keep], x[keep], weight, scale, bias)
         if not whole:
             expected = math.copysign(1.0, value) * weight[:, 5].sign().to(dtype) * math.inf
             if math.isnan(value):
                 expected = torch.full_like(out[1], math.nan)
             torch.testing.assert_close(out[1], expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("power", [3, 6, 11, 14])
+@pytest.mark.parametrize("m", [1, 9, 16, 33])
+def test_rows_of_wide_range(device: str, m: int, power: int) -> None:
+    """A value far above its row's others, that counts for nothing, takes no precision from them."""
+    for dtype in dtypes_on(device):
+        x, weight, scale, bias = problem(m, 40, 100, dtype, device)
+        x[m // 2, 7] = 2.0**power
+        weight[:, 7] = 0
+        linear_checked(x, weight, scale, bias)
+
+
+@pytest.mark.parametrize("k", [65_536, 65_550])
+def test_long_rows_of_extreme_values(device: str, k: int) -> None:
+    """Sums of the largest weights and inputs of one sign, as many as rows may be long, and more."""
+    for dtype in dtypes_on(device):
+        for m in (1, 9, 20):
+            x = torch.full((m, k), 1.9921875, dtype=dtype, device=device)
+            x[m // 2] *= -1
+            weight = torch.full((5, k), -128, dtype=torch.int8, device=device)
+            weight[1] = 127
+            linear_checked(x, weight, torch.full((5,), 1e-4, device=device))
 
 
 # ---- the promised tolerance ------------------------------------------------------------------

@@ -20,6 +20,11 @@ int64_t packed_cells(int64_t k) {
   return round_up((k + Dot::kPerCell - 1) / Dot::kPerCell, kLanes);
 }
 
+template <class Dot>
+int64_t packed_x_gemm_size(const Int8LinearParams& p, int64_t m_count) {
+  return round_up(m_count, kPanelRows) * packed_cells<Dot>(p.k);
+}
+
 inline int64_t gemm_scratch_size(int64_t m_count) {
   return kChannelBlock * kTileStride + round_up(m_count, kPanelRows) * kChannelBlock;
 }

@@ -4,8 +4,8 @@
 #include "attention_decode.h"
 #include "attention_prefill.h"
 #include "decoder_rows.h"
+#include "int8_linear_digit_panel.h"
 #include "int8_linear_digits.h"
-#include "int8_linear_gemm.h"
 #include "quantize_rows.h"
 
 namespace flashint8::cpu {
@@ -61,7 +61,7 @@ void run_combine(const AttentionParams& p, const AttentionWork& work, int64_t sp
 int64_t packed_x_size_of(const Int8LinearParams& p, int64_t m_count) {
   return with_type(p.dtype, [&](auto x) {
     if (m_count <= kGemvRows) return packed_few_size<decltype(x)>(p, m_count);
-    return round_up(m_count, kPanelRows) * packed_cells<typename DotFor<decltype(x)>::type>(p.k);
+    return packed_many_size<typename DotFor<decltype(x)>::type, decltype(x)>(p, m_count);
   });
 }
 
@@ -72,7 +72,7 @@ void run_pack_x(const Int8LinearParams& p, int64_t m_begin, int64_t m_count, flo
     if (m_count <= kGemvRows) {
       pack_x_few<T>(p, m_begin, m_count, packed);
     } else {
-      pack_x_gemm<typename DotFor<T>::type, T>(p, m_begin, m_count, packed, begin, end);
+      pack_x_many<typename DotFor<T>::type, T>(p, m_begin, m_count, packed, begin, end);
     }
   });
 }
@@ -88,7 +88,7 @@ void run_gemv(const Int8LinearParams& p, const LinearWork& work) {
 void run_gemm(const Int8LinearParams& p, const LinearWork& work, float* scratch) {
   with_type(p.dtype, [&](auto x) {
     using T = decltype(x);
-    linear_gemm<typename DotFor<T>::type, T>(p, work, scratch);
+    linear_many<typename DotFor<T>::type, T>(p, work, scratch);
   });
 }
 

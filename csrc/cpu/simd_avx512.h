@@ -241,6 +241,16 @@ FLASHINT8_INLINE IntVec load_bytes_partial(const int8_t* p, int64_t n) {  // n <
   return _mm512_maskz_loadu_epi8((uint64_t{1} << n) - 1, p);
 }
 FLASHINT8_INLINE void store_bytes(void* p, IntVec v) { _mm512_storeu_si512(p, v); }
+// The first n of the four bytes at p, zeros for the others, in every lane; n from 1 to 4.
+FLASHINT8_INLINE IntVec set1_bytes(const int8_t* p, int64_t n) {
+  int32_t cell = 0;
+  memcpy(&cell, p, static_cast<size_t>(n));
+  return _mm512_set1_epi32(cell);
+}
+// The sum of the lanes, in every lane.
+FLASHINT8_INLINE IntVec set1_sum(IntVec v) { return _mm512_set1_epi32(_mm512_reduce_add_epi32(v)); }
+// The same bits, as cells of four bytes to move about.
+FLASHINT8_INLINE Vec as_cells(IntVec v) { return _mm512_castsi512_ps(v); }
 // Each signed byte plus 128, as an unsigned one.
 FLASHINT8_INLINE IntVec plus_128(IntVec bytes) {
   return _mm512_xor_si512(bytes, _mm512_set1_epi8(static_cast<char>(0x80)));
