@@ -104,12 +104,14 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   if (warp == kSm90Warps && lane < kSlots && kStepsPerSlot * lane < num_steps) {
     prefetch_box(&map_w, first_step * kBlockK + lane * kSm90SlotK, channels_of(place.cluster_x));
   }
+  // The first tile's scales and biases, which are wanted last of all.
   constexpr int kScalesOfLine = 32;
   if (warp == kSm90Warps + 1 && lane < kSm90BlockN / kScalesOfLine) {
     const int channel = channels_of(place.cluster_x) + lane * kScalesOfLine;
     if (channel < p.n) prefetch_l2_line(p.weight_scale + channel);
-    if (channel < p.n && p.bias != nullptr)
+    if (channel < p.n && p.bias != nullptr) {
       prefetch_l2_line(static_cast<const T*>(p.bias) + channel);
+    }
   }
   if (cluster_size > 1) {
     cluster_meet();
