@@ -106,8 +106,8 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
 
   // What comes last of all to a tile's values would otherwise come from memory then.
   const auto ask_for_scales = [&](int tile) {
+    if (threadIdx.x != 0 || tile >= num_tiles) return;
     const int64_t n = int64_t{tile} * kGemvBlockN;
-    if (threadIdx.x != 0 || n >= p.n) return;
     prefetch_l2_line(p.weight_scale + n);
     if (p.bias != nullptr) prefetch_l2_line(static_cast<const T*>(p.bias) + n);
   };
