@@ -57,9 +57,7 @@ bool pack_panel_digits(const Int8LinearParams& p, int64_t m_begin, int64_t m_cou
       for (int64_t j = 0; j < kIntBytes; j += kLanes) {
         const int64_t valid = larger(0, smaller(kLanes, p.k - k - j));
         const T* x = rows[i] + (valid > 0 ? k + j : 0);
-        IntVec rest = to_int(mul(load_partial(x, valid), set1(inverse[i])));
-        FLASHINT8_UNROLL
-        for (int d = 0; d < kNumDigits; ++d) rest = store_digit(bytes[d][i] + j, rest);
+        store_digits(x, valid, inverse[i], bytes[0][i] + j, sizeof(bytes[0]));
       }
     }
     for (int d = 0; d < kNumDigits; ++d) {
@@ -71,17 +69,6 @@ bool pack_panel_digits(const Int8LinearParams& p, int64_t m_begin, int64_t m_cou
     to += kLanes * kNumDigits * kLanes;
   }
   return true;
-}
-
-// 128 times the sum of a channel's weights, negative, in every lane.
-FLASHINT8_INLINE IntVec weight_start(const int8_t* w, int64_t k_count) {
-  IntVec sum = int_zero();
-  int64_t k = 0;
-  for (; k + kIntBytes <= k_count; k += kIntBytes) {
-    sum = byte_dot(sum, one_bytes(), load_bytes(w + k));
-  }
-  if (k < k_count) sum = byte_dot(sum, one_bytes(), load_bytes_partial(w + k, k_count - k));
-  return times_minus_128(set1_sum(sum));
 }
 
 // kPanelChannels channels, whose weights begin at w, to sums[channel][lane of the panel],
@@ -117,13 +104,10 @@ void multiply_digit_panel(const int8_t* const* w, int64_t k_count, int64_t ahead
   for (; k + kStepBytes <= k_count; k += kStepBytes) add_step(k, kStepBytes);
   if (k < k_count) add_step(k, k_count - k);
   for (int c = 0; c < kPanelChannels; ++c) {
-    const IntVec start = weight_start(w[c], k_count);
-    Vec total = zero();
+    const IntVec offset = times_minus_128(set1_sum(sum_bytes(w[c], k_count)));
     FLASHINT8_UNROLL
-    for (int d = kNumDigits - 1; d >= 0; --d) {
-      total = fma(total, set1(256.0f), to_float(int_add(sum[c][d], start)));
-    }
-    store(sums + c * kPanelRows, mul(total, unit));
+    for (int d = 0; d < kNumDigits; ++d) sum[c][d] = int_add(sum[c][d], offset);
+    store(sums + c * kPanelRows, mul(join_digits(sum[c]), unit));
   }
 }
 

@@ -76,6 +76,38 @@ bool find_unit(const T* x, int64_t k_count, float* unit, float* inverse) {
   return true;
 }
 
+// The digits of `valid` values, up to kLanes; those of one place after those of another, `apart`
+// bytes on. Past the last they are 0.
+template <class T>
+FLASHINT8_INLINE void store_digits(const T* x, int64_t valid, float inverse, int8_t* to,
+                                   int64_t apart) {
+  IntVec rest = to_int(mul(load_partial(x, valid), set1(inverse)));
+  FLASHINT8_UNROLL
+  for (int d = 0; d < kDigits<T>; ++d) rest = store_digit(to + d * apart, rest);
+}
+
+// The number whose digits these are.
+template <int kNumDigits>
+FLASHINT8_INLINE Vec join_digits(const IntVec (&digits)[kNumDigits]) {
+  Vec total = zero();
+  FLASHINT8_UNROLL
+  for (int d = kNumDigits - 1; d >= 0; --d) {
+    total = fma(total, set1(256.0f), to_float(digits[d]));
+  }
+  return total;
+}
+
+// Lanes that add up to the sum of the bytes.
+FLASHINT8_INLINE IntVec sum_bytes(const int8_t* p, int64_t count) {
+  IntVec sum = int_zero();
+  int64_t i = 0;
+  for (; i + kIntBytes <= count; i += kIntBytes) {
+    sum = byte_dot(sum, one_bytes(), load_bytes(p + i));
+  }
+  if (i < count) sum = byte_dot(sum, one_bytes(), load_bytes_partial(p + i, count - i));
+  return sum;
+}
+
 template <class T>
 bool pack_digits(const Int8LinearParams& p, const T* x, float* packed) {
   const int64_t row_bytes = digit_row_bytes(p.k);
@@ -85,16 +117,10 @@ bool pack_digits(const Int8LinearParams& p, const T* x, float* packed) {
   if (!find_unit(x, p.k, packed + 1, &inverse)) return false;
   for (int64_t k = 0; k < row_bytes; k += kLanes) {
     const int64_t valid = larger(0, smaller(kLanes, p.k - k));
-    IntVec rest = to_int(mul(load_partial(x + k, valid), set1(inverse)));
-    FLASHINT8_UNROLL
-    for (int d = 0; d < kDigits<T>; ++d) rest = store_digit(digits + d * row_bytes + k, rest);
+    store_digits(x + k, valid, inverse, digits + k, row_bytes);
   }
   for (int d = 0; d < kDigits<T>; ++d) {
-    IntVec sum = int_zero();
-    for (int64_t k = 0; k < row_bytes; k += kIntBytes) {
-      sum = byte_dot(sum, one_bytes(), load_bytes(digits + d * row_bytes + k));
-    }
-    store_bytes(starts + d * kLanes, times_minus_128(sum));
+    store_bytes(starts + d * kLanes, times_minus_128(sum_bytes(digits + d * row_bytes, row_bytes)));
   }
   return true;
 }
@@ -131,15 +157,12 @@ struct DigitRow {
     }
     for (; k + kIntBytes <= columns; k += kIntBytes) add_products(load_bytes(w + k), k, sum[0]);
     if (k < columns) add_products(load_bytes_partial(w + k, columns - k), k, sum[0]);
-    Vec total = zero();
     FLASHINT8_UNROLL
-    for (int d = kNumDigits - 1; d >= 0; --d) {
-      IntVec of_digit = sum[0][d];
+    for (int d = 0; d < kNumDigits; ++d) {
       FLASHINT8_UNROLL
-      for (int u = 1; u < kUnroll; ++u) of_digit = int_add(of_digit, sum[u][d]);
-      total = fma(total, set1(256.0f), to_float(of_digit));
+      for (int u = 1; u < kUnroll; ++u) sum[0][d] = int_add(sum[0][d], sum[u][d]);
     }
-    out[0][0] = mul(total, set1(unit));
+    out[0][0] = mul(join_digits(sum[0]), set1(unit));
   }
 
  private:
