@@ -205,6 +205,7 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
   fields["vectorized"] = plan.vectorized;
   fields["num_splits"] = plan.num_splits;
   fields["cluster"] = plan.cluster;
+  fields["streamed_tiles"] = plan.streamed_tiles;
   fields["dependent_launch"] = plan.dependent_launch;
   fields["num_blocks"] = plan.num_blocks;
   fields["shared_bytes"] = plan.shared_bytes;

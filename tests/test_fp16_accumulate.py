@@ -7,7 +7,7 @@ import math
 import pytest
 import reference
 import torch
-from checking import assert_same_bits, assert_within, attend, make_qkv, refuses
+from checking import assert_same_bits, assert_within, attend, for_reference, make_qkv, refuses
 from torch import Tensor
 
 import flashint8
@@ -18,6 +18,7 @@ def bound_of(q: Tensor, k: Tensor, v: Tensor, scale: float) -> float:
 
     Scores off by at most d change every weight by a factor within exp(+-2 d).
     """
+    q, k, v = for_reference(q, k, v)
     group = q.shape[1] // k.shape[1]
     magnitudes = q.double().abs() @ k.double().abs().repeat_interleave(group, 1).transpose(-1, -2)
     score_error = q.shape[-1] * 2.0**-14 * abs(scale) * magnitudes.amax().item()

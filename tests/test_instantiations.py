@@ -7,6 +7,7 @@ at hand, is that kernel is run and compared; a card on which none is fails the t
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -30,7 +31,7 @@ PREFILL_SM90 = [(64, 192), (128, 128)]
 # (head_dim, 16-byte loads) of the decode kernels
 DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
 # (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm
-GEMV = [(8, 16), (8, 8), (32, 8)]
+GEMV = [(8, 16), (8, 8), (16, 8), (32, 8)]
 GEMM = [(16, 64), (32, 128), (64, 64), (64, 128), (128, 128)]
 GEMM_SM90 = [64, 128, 192, 256]  # block_m of Hopper's gemm
 
@@ -127,11 +128,14 @@ def meta_linear(m: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return x, weight, torch.empty(n, dtype=torch.float32, device="meta")
 
 
-# Problems for Hopper's gemm, of tiles that one block multiplies or several do.
+# Problems for Hopper's gemm, of tiles that one block multiplies, that blocks of a cluster share, or
+# whose k is dealt out evenly.
 SM90_PROBLEMS = {
-    1: list(itertools.product((70, 200, 390, 770, 1030), (1000, 2300, 8100), (208, 776, 4112))),
-    3: list(itertools.product((40, 100, 190, 250), (1000, 4100), (1104, 4112))),
+    "whole": itertools.product((70, 200, 390, 770, 1030), (1000, 2300, 8100), (208, 776, 4112)),
+    "parts": itertools.product((40, 100, 190, 250), (1000, 4100, 5100), (1104, 3088, 4112)),
+    "streamed": itertools.product((40, 100, 190, 250), (9000, 17_000), (1104, 4112)),
 }
+SM90_PROBLEMS = {kind: sorted(p, key=math.prod) for kind, p in SM90_PROBLEMS.items()}
 
 
 def linear_problem(wanted: Callable[..., bool], plain: bool = True) -> tuple[int, int, int]:
@@ -188,24 +192,27 @@ def test_gemm(cuda: str, block_m: int, block_n: int, dtype: torch.dtype) -> None
     run_linear(*problem, dtype, cuda, plain)
 
 
-@pytest.mark.parametrize("parts", [1, 3], ids=["whole", "parts"])
+@pytest.mark.parametrize("kind", SM90_PROBLEMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("block_m", GEMM_SM90)
-def test_gemm_sm90(cuda: str, block_m: int, dtype: torch.dtype, parts: int) -> None:
+def test_gemm_sm90(cuda: str, block_m: int, dtype: torch.dtype, kind: str) -> None:
     card = flashint8.Card.of()
     if (
         card.compute_capability != 90
         or "90a" not in flashint8._C.build_info()["cuda_architectures"]
     ):
         pytest.skip("no code with Hopper's own instructions runs here")
+
+    def wanted(plan: Any) -> bool:
+        if plan.kernel != "gemm_sm90" or plan.details["block_m"] != block_m:
+            return False
+        parts, streamed = plan.details["num_splits"] > 1, plan.details["streamed_tiles"] > 0
+        return (parts, streamed) == (kind == "parts", kind == "streamed")
+
     problem = find(
-        iter(sorted(SM90_PROBLEMS[parts], key=lambda p: p[0] * p[1] * p[2])),
+        iter(SM90_PROBLEMS[kind]),
         lambda p: flashint8.explain("int8_linear", *meta_linear(*p), card=card),
-        lambda plan: (
-            plan.kernel == "gemm_sm90"
-            and plan.details["block_m"] == block_m
-            and (plan.details["num_splits"] > 1) == (parts > 1)
-        ),
+        wanted,
     )
     run_linear(*problem, dtype, cuda)
 

@@ -352,12 +352,12 @@ cudaError_t launch_gemm_of(const Int8LinearParams& params, const LinearPlan& pla
                            cudaStream_t stream) {
   constexpr GemmTile kShape = kGemmTiles[kTile];
   constexpr auto kKernel = &int8_linear_gemm_kernel<T, kTile>;
-  constexpr int kBytes = gemm_shared_bytes(kShape);
-  if (const cudaError_t error = allow_shared_memory<kKernel>(kBytes)) return error;
+  const auto bytes = static_cast<int>(plan.shared_bytes);
+  if (const cudaError_t error = allow_shared_memory<kKernel>(bytes)) return error;
   const GemmSchedule schedule =
       gemm_schedule(params, kShape.block_m, kShape.block_n, gemm_block_k(kShape), plan.num_blocks);
   return launch_kernel(kKernel, dim3(static_cast<unsigned>(plan.num_blocks)),
-                       32 * gemm_warps(kShape), kBytes, plan.dependent_launch, stream, params,
+                       32 * gemm_warps(kShape), bytes, plan.dependent_launch, stream, params,
                        schedule);
 }
 

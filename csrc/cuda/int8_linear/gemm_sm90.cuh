@@ -16,8 +16,9 @@
 // Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32 at most), the
 // weights (8 to 16) and these reads (8 to 16).
 //
-// Blocks that share a tile leave their fp32 sums in their own shared memory, and each adds all of
-// them, in the order of k, for its part of the rows: same bits on every run, no workspace.
+// Blocks of a cluster that share a tile leave their fp32 sums in their own shared memory, and each
+// adds all of them, in the order of k, for its part of the rows. Streamed tiles' sums go through
+// the workspace (sm90_sums.cuh). Same bits on every run.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -34,6 +35,7 @@
 #include "flashint8/plan.h"
 #include "sm90_output.cuh"
 #include "sm90_schedule.cuh"
+#include "sm90_sums.cuh"
 #include "variants.h"
 
 namespace flashint8::cuda {
@@ -79,11 +81,10 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   const int cluster_size = schedule.cluster_n * schedule.cluster_k;
   const ClusterPlace place = cluster_place();
   const int rank_n = place.block_x, part = place.block_y;
-  const int first_step = schedule.first_step(part);
-  const int num_steps = schedule.first_step(part + 1) - first_step;
   const auto rows_of = [&](int tile) { return tile % schedule.tiles_m * kBlockM; };
   const auto channels_of = [&](int tile) {
-    return (tile / schedule.tiles_m * schedule.cluster_n + rank_n) * kSm90BlockN;
+    const int rank = cluster_place().block_x;  // read again: a register less in the products
+    return (tile / schedule.tiles_m * schedule.cluster_n + rank) * kSm90BlockN;
   };
 
   if (thread == 0) {
@@ -101,13 +102,14 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     prefetch_map(&map_w);
     prefetch_map(&map_x);
   }
-  if (warp == kSm90Warps && lane < kSlots && kStepsPerSlot * lane < num_steps) {
-    prefetch_box(&map_w, first_step * kBlockK + lane * kSm90SlotK, channels_of(place.cluster_x));
+  const Sm90Piece first = sm90_first_piece(schedule);
+  if (warp == kSm90Warps && lane < kSlots && kStepsPerSlot * lane < first.num_steps) {
+    prefetch_box(&map_w, first.first_step * kBlockK + lane * kSm90SlotK, channels_of(first.tile));
   }
   // The first tile's scales and biases, which are wanted last of all.
   constexpr int kScalesOfLine = 32;
   if (warp == kSm90Warps + 1 && lane < kSm90BlockN / kScalesOfLine) {
-    const int channel = channels_of(place.cluster_x) + lane * kScalesOfLine;
+    const int channel = channels_of(first.tile) + lane * kScalesOfLine;
     if (channel < p.n) prefetch_l2_line(p.weight_scale + channel);
     if (channel < p.n && p.bias != nullptr) {
       prefetch_l2_line(static_cast<const T*>(p.bias) + channel);
@@ -134,12 +136,13 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kSm90BoxK);
       RingPlace<kStages> stage{0, 1};  // the parity of a phase before the first: rings begin empty
       RingPlace<kSlots> slot{0, 1};
-      for (int tile = place.cluster_x; tile < schedule.cluster_tiles;
-           tile += place.num_clusters_x) {
-        const int row = rows_of(tile) + rank_n * shared_rows, channel = channels_of(tile);
+      for (Sm90Piece piece = sm90_first_piece(schedule); piece.num_steps > 0;
+           piece = sm90_next_piece(schedule, piece)) {
+        const int row = rows_of(piece.tile) + rank_n * shared_rows;
+        const int channel = channels_of(piece.tile);
 #pragma unroll 1
-        for (int i = 0; i < num_steps; ++i) {
-          const int column = (first_step + i) * kBlockK;
+        for (int i = 0; i < piece.num_steps; ++i) {
+          const int column = (piece.first_step + i) * kBlockK;
           if (i % kStepsPerSlot == 0) {
             const uint32_t barrier = full_w + 8 * slot.index;
             barrier_wait(empty_w + 8 * slot.index, slot.parity);
@@ -201,8 +204,8 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
         barrier_arrive_in(empty + 8 * done, part * schedule.cluster_n + lane);
       }
     };
-    const ClusterPlace walk = cluster_place();  // read again: a register less until here
-    for (int tile = walk.cluster_x; tile < schedule.cluster_tiles; tile += walk.num_clusters_x) {
+    for (Sm90Piece piece = sm90_first_piece(schedule); piece.num_steps > 0;
+           piece = sm90_next_piece(schedule, piece)) {
       // One stage: multiplies `now`, of this half of a slot, with it, and meanwhile makes the next
       // stage's weights ready.
       const auto step = [&](int i, int half, uint32_t (&now)[kProducts][4],
@@ -219,15 +222,15 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
         stage.advance();
         wgmma_wait<1>();  // `next` is not read any more
         if (i > 0) release_x(2);
-        if (i + 1 == num_steps || half == kStepsPerSlot - 1) release_weights();
-        if (i + 1 < num_steps) read_weights((half + 1) % kStepsPerSlot, next);
+        if (i + 1 == piece.num_steps || half == kStepsPerSlot - 1) release_weights();
+        if (i + 1 < piece.num_steps) read_weights((half + 1) % kStepsPerSlot, next);
       };
       read_weights(0, weights[0]);
-      for (int i = 0; i < num_steps; i += 2) {
+      for (int i = 0; i < piece.num_steps; i += 2) {
         step(i, 0, weights[0], weights[1]);
-        if (i + 1 < num_steps) step(i + 1, kStepsPerSlot - 1, weights[1], weights[0]);
+        if (i + 1 < piece.num_steps) step(i + 1, kStepsPerSlot - 1, weights[1], weights[0]);
       }
-      const int64_t channel = channels_of(tile) + warp_channel + g;
+      const int64_t channel = channels_of(piece.tile) + warp_channel + read_lane() / 4;
       ChannelPair channels;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -238,17 +241,35 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       wgmma_wait<0>();
       release_x(1);
 
-      if (tile + walk.num_clusters_x >= schedule.cluster_tiles) {
-        allow_dependent_launch();
+      if (sm90_next_piece(schedule, piece).num_steps == 0) allow_dependent_launch();
+      if (schedule.cluster_k == 1 && piece.num_steps < schedule.tile_steps) {
+        const ClusterPlace here = cluster_place();
+        const Sm90Sums<kFragments> sums(p.workspace, schedule.cluster_n * here.num_clusters_x);
+        int worker = sm90_worker(here);
+        if (piece.first_step > 0) {
+          sums.leave(worker * schedule.cluster_n + here.block_x, sum);
+          continue;
+        }
+        const int end = (piece.tile + 1) * schedule.tile_steps;
+        while (schedule.first_of_share(++worker) < end) {
+          sums.add(worker * schedule.cluster_n + here.block_x, sum);
+        }
       }
-      const Sm90Output<T, kBlockM> output(p, staged, rows_of(tile), channels_of(tile), group,
-                                          warp % 4, read_lane());
+      const Sm90Output<T, kBlockM> output(p, staged, rows_of(piece.tile), channels_of(piece.tile),
+                                          group, warp % 4, read_lane());
       if (schedule.cluster_k == 1) {
         warpgroup_sync(group);      // the last tile's output has been read
         constexpr int kAtOnce = 4;  // more would need registers beside the sums
+        if (p.activation == Activation::kNone) {
 #pragma unroll
-        for (int j = 0; j < kFragments; j += kAtOnce) {
-          output.template stage<kAtOnce>(j, &sum[4 * j], channels);
+          for (int j = 0; j < kFragments; j += kAtOnce) {
+            output.template stage<false, kAtOnce>(j, &sum[4 * j], channels);
+          }
+        } else {
+#pragma unroll
+          for (int j = 0; j < kFragments; j += kAtOnce) {
+            output.template stage<true, kAtOnce>(j, &sum[4 * j], channels);
+          }
         }
         warpgroup_sync(group);
         output.write(0, kBlockM);
@@ -262,7 +283,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
           store_shared_16(mine + j * kPitch, &sum[4 * j]);
         }
         cluster_sync();
-        const int pairs = kFragments / 2;
+        const int rank = cluster_place().block_x, pairs = kFragments / 2;
         const int begin = pairs * part / schedule.cluster_k;
         const int end = pairs * (part + 1) / schedule.cluster_k;
 #pragma unroll 1
@@ -274,7 +295,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
               if (k + i >= schedule.cluster_k) break;
-              const auto block = static_cast<uint32_t>(rank_n + (k + i) * schedule.cluster_n);
+              const auto block = static_cast<uint32_t>(rank + (k + i) * schedule.cluster_n);
               from[i][0] = load_cluster_16(mine + j * kPitch, block);
               from[i][1] = load_cluster_16(mine + (j + 1) * kPitch, block);
             }
@@ -289,7 +310,11 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
               }
             }
           }
-          output.template stage<2>(j, total, channels);
+          if (p.activation == Activation::kNone) {
+            output.template stage<false, 2>(j, total, channels);
+          } else {
+            output.template stage<true, 2>(j, total, channels);
+          }
         }
         warpgroup_sync(group);
         output.write(16 * begin, 16 * end);

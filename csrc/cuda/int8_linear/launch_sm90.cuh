@@ -30,7 +30,10 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cu
   constexpr auto kKernel = &int8_linear_gemm_sm90_kernel<T, kTile>;
   constexpr int kBytes = sm90_shared_bytes(kShape);
   if (const cudaError_t error = allow_shared_memory<kKernel>(kBytes)) return error;
-  const Sm90Schedule schedule = sm90_schedule(p, kShape, plan.cluster, plan.num_splits);
+  const Sm90Schedule schedule = sm90_schedule(p, kShape, plan);
+  if (plan.streamed_tiles > 0) {
+    if (const cudaError_t error = clear_sm90_flags(p, plan, stream)) return error;
+  }
   CUtensorMap map_w, map_x;
   if (const cudaError_t error =
           describe_matrix(&map_w, 1, p.weight, p.n, p.k, p.weight_stride, kSm90BlockN)) {

@@ -41,6 +41,7 @@ constexpr double kUnitClocks = 120;       // of a k tile, its barrier and copies
 constexpr double kUnitClocksPerBlock = 110;  // and of each that shares the multiprocessor
 constexpr double kOverlap = 0.5;             // what is left of needs that are not the longest
 constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
+constexpr int64_t kLongRow = 2048;   // of weights: several steps for each warp of a gemv
 constexpr int kSharedReserved = 1024;  // of each block, by the driver
 
 bool aligned(const void* pointer, uintptr_t bytes) {
@@ -68,22 +69,29 @@ struct Candidate {
   double clocks = 0;
 };
 
+// Up to 8 rows: whether blocks of 16 warps read the weights faster than blocks of 8, of which a
+// multiprocessor holds twice as many. They hide the latency of rows better, but fill the card in
+// larger steps.
+bool many_warps(const Int8LinearParams& p, const Card& card, int64_t tiles) {
+  constexpr int64_t kOneStep = 8 * kGemvUnit;  // k that 8 warps read at once
+  const int64_t at_once = int64_t{kGemvTiles[0].min_blocks} * card.sm_count;
+  if (tiles <= at_once) return p.k > kOneStep;
+  return p.k >= kLongRow && tiles > 2 * at_once && tiles <= 3 * at_once;
+}
+
 // The row of kGemvTiles for few rows of x, or -1: the gemm is faster. Measured on an H100
-// (docs/performance.md). Many warps a block hide the latency of long rows; more blocks even out the
-// end of many tiles. Up to 32 rows, weights that are small, and stay in L2, may be read once for
-// each 8 rows; large ones are the gemm's, which reads x less often.
+// (docs/performance.md), with weights of up to 16 Mi (9 to 16 rows) or 4 Mi. 8 rows at a time pay
+// where few blocks read the same weights twice, 16 where those that a multiprocessor holds are
+// enough for all.
 int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
-  constexpr int64_t kLongRow = 2048;
   constexpr int64_t kSmallWeight = int64_t{4} << 20, kMediumWeight = int64_t{16} << 20;
-  if (!vectorized) return 3;
+  if (!vectorized) return 4;
   const int64_t tiles = ceil_div(p.n, kGemvBlockN);
-  const bool few = tiles <= 6 * card.sm_count;
-  if (p.m <= 8) return few && p.k >= kLongRow ? 0 : 1;
-  if (p.m > 32 || p.n * p.k > kMediumWeight) return -1;
-  if (ceil_div(p.m, 8) * tiles <= 2 * card.sm_count) return 0;
-  const bool small = p.n * p.k <= kSmallWeight;
-  if (p.m <= 16) return small ? 1 : 2;
-  return small ? 2 : -1;
+  if (p.m <= 8) return many_warps(p, card, tiles) ? 0 : 1;
+  if (p.m > 32 || p.n * p.k > (p.m <= 16 ? kMediumWeight : kSmallWeight)) return -1;
+  if (p.m <= 16 && tiles <= card.sm_count) return 0;
+  if (2 * tiles <= kGemvTiles[2].min_blocks * card.sm_count) return 2;
+  return p.m > 16 || tiles <= kGemvTiles[3].min_blocks * card.sm_count ? 3 : -1;
 }
 
 LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile& tile) {
@@ -96,9 +104,13 @@ LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile
   plan.stages = 1;
   plan.vectorized = tile.vectorized;
   const int64_t tiles = std::max<int64_t>(1, ceil_div(p.n, kGemvBlockN));
-  // As many blocks as the chip holds, or fewer, so that each has the same number of tiles.
+  // As many blocks as the chip holds, or fewer, so that each has the same number of tiles; or one
+  // for each tile, if it is long enough: multiprocessors that memory serves faster get more then.
+  constexpr int64_t kMostBlocks = 65535;  // along y
   const int64_t rounds = ceil_div(tiles, int64_t{tile.min_blocks} * card.sm_count);
-  plan.num_blocks = ceil_div(p.m, tile.block_m) * ceil_div(tiles, rounds);
+  const bool one_each = tile.num_warps == 8 && tile.block_m == 8 && p.k >= kLongRow;
+  const int64_t blocks = one_each ? std::min(tiles, kMostBlocks) : ceil_div(tiles, rounds);
+  plan.num_blocks = ceil_div(p.m, tile.block_m) * blocks;
   return plan;
 }
 
@@ -128,6 +140,12 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
   plan.shared_bytes = gemm_shared_bytes(tile);
   plan.num_splits = splits_of(tiles, k_tiles, blocks);
   plan.num_blocks = blocks;
+  // Where a multiprocessor has room for two of these blocks, those that come while the kernel ahead
+  // still runs would crowd on some: they ask for more than half of its shared memory.
+  if (blocks <= card.sm_count) {
+    const int64_t more_than_half = card.shared_memory_per_block / 2 + kSharedReserved;
+    plan.shared_bytes = std::max(plan.shared_bytes, more_than_half);
+  }
   const int64_t slots = plan.num_splits == 1 ? 0 : blocks + std::min(tiles, blocks);
   plan.workspace_bytes = slots * tile.block_m * tile.block_n * 4;
 

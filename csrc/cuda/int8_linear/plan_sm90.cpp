@@ -14,7 +14,7 @@ namespace {
 // of the parts of the chip, which have 16 or 18 multiprocessors, some of them switched off:
 // measured on an H100 with 132, others in proportion.
 int64_t clusters_at_once(int size, const Card& card) {
-  constexpr int kMeasured[kSm90MaxCluster + 1] = {0, 132, 66, 40, 24, 22, 17, 15, 15};
+  constexpr int kMeasured[kSm90MaxCluster + 1] = {0, 132, 66, 39, 24, 22, 17, 15, 15};
   return std::max(int64_t{1}, int64_t{kMeasured[size]} * card.sm_count / 132);
 }
 
@@ -34,6 +34,21 @@ constexpr double kSplitBlock = 0.19;  // and for each block
 constexpr double kBytesPerMicrosecond = 3.0e6;
 constexpr double kRamp = 1.0;
 
+constexpr double kStreamedStep = 0.97;  // of a step of streamed tiles, and where several tiles of
+constexpr double kStreamedRows = 1.12;  // rows need the same weights at different times
+constexpr double kWholeStep = 0.83;     // of the whole tiles before them
+constexpr double kFlags = 2.4;          // a launch that clears flags,
+constexpr double kSums256 = 3.5;        // the sums of 256 rows that are left,
+constexpr double kSharers256 = 2.0;     // and those that are added, for each block that shares one
+
+double time_of_tile(double part_of_256) { return kTile + kTile256 * part_of_256; }
+
+double time_of_memory(const Int8LinearParams& p) {
+  const double m = static_cast<double>(p.m), n = static_cast<double>(p.n);
+  const double k = static_cast<double>(p.k);
+  return (n * k + 2.0 * m * (k + n)) / kBytesPerMicrosecond + kRamp;
+}
+
 double estimate(const Int8LinearParams& p, int tile, int cluster_n, int cluster_k,
                 int64_t cluster_tiles, const Card& card) {
   const double part_of_256 = kSm90Tiles[tile].block_m / 256.0;
@@ -42,31 +57,45 @@ double estimate(const Int8LinearParams& p, int tile, int cluster_n, int cluster_
   const int64_t steps = ceil_div(gemm_k_tiles(p.k, block_k), cluster_k) * block_k / 64;
   double step = kStep[tile];
   if (cluster_n == 1) step *= rounds < kLongRounds ? kAlone[tile] : kAloneLong;
-  double round = static_cast<double>(steps) * step + kTile + kTile256 * part_of_256;
+  double round = static_cast<double>(steps) * step + time_of_tile(part_of_256);
   if (cluster_k > 1) round += kSplit + kSplit256 * part_of_256 + kSplitBlock * cluster_k;
   const double time = static_cast<double>(rounds) * round * (cluster_n == 4 ? kFourBlocks : 1.0);
-  const double m = static_cast<double>(p.m), n = static_cast<double>(p.n);
-  const double k = static_cast<double>(p.k);
-  return std::max(time, (n * k + 2.0 * m * (k + n)) / kBytesPerMicrosecond + kRamp);
+  return std::max(time, time_of_memory(p));
 }
 
-// With few rows the time is that of reading the weights, and the kernels for few rows are faster:
-// always up to 16 rows; up to 32 where they, too, are, or where the tiles leave many
-// multiprocessors without work. Measured, as the thresholds of plan.cpp.
-bool few_rows(const Int8LinearParams& p, const Card& card) {
-  constexpr int64_t kFew = 16, kSome = 32;
-  constexpr int64_t kSmallWeight = int64_t{4} << 20, kMediumWeight = int64_t{17} << 20;
-  if (p.m <= kFew || p.m > kSome) return p.m <= kFew;
-  if (p.n * p.k <= kMediumWeight) return p.n * p.k <= kSmallWeight;
-  const int64_t tiles = ceil_div(p.n, kSm90BlockN);
-  return 5 * tiles < 4 * ceil_div(tiles, card.sm_count) * card.sm_count;
+// Tiles to stream, or none: the tiles come out even, or too few are left for so many clusters, which
+// then take a round of whole tiles less.
+int64_t streamed_tiles(int64_t cluster_tiles, int64_t clusters) {
+  const int64_t left = cluster_tiles % clusters;
+  if (2 * left > clusters) return left;
+  return left > 0 && cluster_tiles > clusters ? left + clusters : 0;
 }
+
+double estimate_streamed(const Int8LinearParams& p, int tile, int64_t cluster_tiles,
+                         int64_t streamed, int64_t clusters) {
+  const double part_of_256 = kSm90Tiles[tile].block_m / 256.0;
+  const int block_k = kSm90Tiles[tile].block_k, tile_steps = gemm_k_tiles(p.k, block_k);
+  const double step = kStep[tile] * block_k / 64;
+  const double whole = static_cast<double>((cluster_tiles - streamed) / clusters);
+  double steps = kStreamedStep * static_cast<double>(ceil_div(streamed * tile_steps, clusters));
+  if (p.m > kSm90Tiles[tile].block_m) steps *= kStreamedRows;
+  const double sharers =
+      std::max(1.0, static_cast<double>(clusters) / static_cast<double>(streamed));
+  const double time = step * (steps + kWholeStep * whole * tile_steps) +
+                      (whole + 1) * time_of_tile(part_of_256);
+  return std::max(time, time_of_memory(p)) + kFlags +
+         (kSums256 + kSharers256 * sharers) * part_of_256;
+}
+
+// With so few rows the time is that of reading the weights, and the kernels for few rows are
+// faster. Measured, as the thresholds of plan.cpp.
+constexpr int64_t kFewRows = 32;
 
 }  // namespace
 
 bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectorized) {
   constexpr int64_t kMostBytes = int64_t{1} << 40;  // between rows
-  if (!has_hopper_code(card) || !vectorized || p.k < 1 || few_rows(p, card)) return false;
+  if (!has_hopper_code(card) || !vectorized || p.k < 1 || p.m <= kFewRows) return false;
   if (p.k > INT32_MAX || p.weight_stride >= kMostBytes) return false;
   if (p.n > 1 && p.weight_stride < p.k) return false;
   const int64_t x_stride = p.x_rows.stride[3];
@@ -74,33 +103,53 @@ bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectori
 }
 
 LinearPlan sm90_plan(const Int8LinearParams& p, const Card& card) {
+  constexpr int kStreamedCluster = 2;
+  constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
   LinearPlan plan;
   plan.kernel = LinearKernel::kGemmSm90;
   plan.block_n = kSm90BlockN;
   plan.num_warps = kSm90Threads / 32;
   double best = 0;
-  for (int tile = 0; tile < kNumSm90Tiles; ++tile) {
-    if (sm90_shared_bytes(kSm90Tiles[tile]) > card.shared_memory_per_block) continue;
-    const int steps = gemm_k_tiles(p.k, kSm90Tiles[tile].block_k);
+  const auto take = [&](double time, const Sm90Tile& tile, int cluster_n, int cluster_k,
+                        int64_t clusters) {
+    if (plan.block_m != 0 && time >= best) return false;
+    best = time;
+    plan.block_m = tile.block_m;
+    plan.block_k = tile.block_k;
+    plan.stages = tile.stages;
+    plan.shared_bytes = sm90_shared_bytes(tile);
+    plan.cluster = cluster_n;
+    plan.num_splits = cluster_k;
+    plan.num_blocks = clusters * cluster_n * cluster_k;
+    plan.streamed_tiles = 0;
+    plan.workspace_bytes = 0;
+    return true;
+  };
+  for (int i = 0; i < kNumSm90Tiles; ++i) {
+    const Sm90Tile& tile = kSm90Tiles[i];
+    if (sm90_shared_bytes(tile) > card.shared_memory_per_block) continue;
+    const int64_t steps = gemm_k_tiles(p.k, tile.block_k);
     for (const int cluster_n : {1, 2, 4}) {
       const int64_t tiles =
-          ceil_div(p.m, kSm90Tiles[tile].block_m) * ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n);
+          ceil_div(p.m, tile.block_m) * ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n);
       if (tiles > INT32_MAX / kSm90MaxCluster) continue;
+      const int64_t at_once = clusters_at_once(cluster_n, card);
       for (int cluster_k = 1; cluster_n * cluster_k <= kSm90MaxCluster; ++cluster_k) {
         if (cluster_k > 1 && 2 * cluster_k > steps) break;
-        const double time = estimate(p, tile, cluster_n, cluster_k, tiles, card);
-        if (plan.block_m != 0 && time >= best) continue;
-        best = time;
-        plan.block_m = kSm90Tiles[tile].block_m;
-        plan.block_k = kSm90Tiles[tile].block_k;
-        plan.stages = kSm90Tiles[tile].stages;
-        plan.shared_bytes = sm90_shared_bytes(kSm90Tiles[tile]);
-        plan.cluster = cluster_n;
-        plan.num_splits = cluster_k;
         // Blocks that share a tile leave after it; others go on to the next.
-        const int64_t at_once = clusters_at_once(cluster_n, card);
-        const int64_t clusters = cluster_k > 1 ? tiles : std::min(tiles, at_once);
-        plan.num_blocks = clusters * cluster_n * cluster_k;
+        take(estimate(p, i, cluster_n, cluster_k, tiles, card), tile, cluster_n, cluster_k,
+             cluster_k > 1 ? tiles : std::min(tiles, at_once));
+      }
+      if (cluster_n != kStreamedCluster) continue;
+      const int64_t streamed = streamed_tiles(tiles, at_once), blocks = at_once * cluster_n;
+      const int64_t workspace = sm90_sum_bytes(tile, blocks) + sm90_flag_bytes(blocks);
+      if (streamed == 0 || streamed * steps < 2 * at_once || streamed * steps > INT32_MAX ||
+          workspace > kMaxWorkspace) {
+        continue;
+      }
+      if (take(estimate_streamed(p, i, tiles, streamed, at_once), tile, cluster_n, 1, at_once)) {
+        plan.streamed_tiles = streamed;
+        plan.workspace_bytes = workspace;
       }
     }
   }

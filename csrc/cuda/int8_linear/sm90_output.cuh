@@ -31,8 +31,9 @@ class Sm90Output {
         gated_(p.activation == Activation::kSiluMul) {}
 
   // The sums of kCount fragments (64 channels x 8 rows, layout in wgmma.cuh), j the first of them,
-  // to shared memory. In passes, as store_output.
-  template <int kCount>
+  // to shared memory. In passes, as store_output. kActivated: there may be an activation; where
+  // there is none, code that is not interrupted by theirs is fetched faster.
+  template <bool kActivated, int kCount>
   __device__ __forceinline__ void stage(int j, const float* sum,
                                         const ChannelPair& channels) const {
     static_assert(kCount % 2 == 0);
@@ -44,14 +45,14 @@ class Sm90Output {
         c[f][i] = fmaf(sum[4 * f + i], channels.scale[i / 2], channels.bias[i / 2]);
       }
     }
-    activate(c, p_.activation, lane_);
+    if constexpr (kActivated) activate(c, p_.activation, lane_);
     const int matrix = lane_ / 8, row = lane_ % 8;
 #pragma unroll
     for (int f = 0; f < kCount; f += 2) {
       const uint32_t values[4] = {pack2<T>(c[f][0], c[f][1]), pack2<T>(c[f][2], c[f][3]),
                                   pack2<T>(c[f + 1][0], c[f + 1][1]),
                                   pack2<T>(c[f + 1][2], c[f + 1][3])};
-      if (gated_) {
+      if (kActivated && gated_) {
         stmatrix_x2_trans(address(8 * (j + f + matrix % 2) + row, warp_), values[0], values[2]);
       } else {
         stmatrix_x4_trans(address(8 * (j + f + matrix / 2) + row, 2 * warp_ + matrix % 2), values);
@@ -69,17 +70,23 @@ class Sm90Output {
     const bool whole = columns % 8 == 0 && reinterpret_cast<uintptr_t>(p_.out) % 16 == 0;
     const int count = static_cast<int>(min(max(columns - column, int64_t{0}), int64_t{8}));
     if (count == 0) return;
-#pragma unroll 1  // what is found ahead for several rows costs registers that the sums need
-    for (int row = begin + (thread >> 3 - gated_); row < rows; row += row_step) {
-      const uint4 v = load_shared_16(address(row, piece));
-      uint16_t* out = static_cast<uint16_t*>(p_.out) + int64_t{row_ + row} * columns + column;
-      if (whole) {
-        *reinterpret_cast<uint4*>(out) = v;
-      } else {
+    uint16_t* out = static_cast<uint16_t*>(p_.out) + int64_t{row_} * columns + column;
+    int row = begin + (thread >> 3 - gated_);
+    if (whole) {
+#pragma unroll 4
+      for (; row < rows; row += row_step) {
+        *reinterpret_cast<uint4*>(out + row * columns) = load_shared_16(address(row, piece));
+      }
+    } else {
+#pragma unroll 1
+      for (; row < rows; row += row_step) {
+        const uint4 v = load_shared_16(address(row, piece));
         const uint32_t words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-          if (i < count) out[i] = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)));
+          if (i < count) {
+            out[row * columns + i] = static_cast<uint16_t>(words[i / 2] >> (16 * (i % 2)));
+          }
         }
       }
     }

@@ -2,8 +2,12 @@
 //
 // A tile is kSm90BlockN channels x block_m rows. A cluster is cluster_n x cluster_k blocks: those
 // along n have neighbouring tiles of channels and share their rows of x; those along k share one
-// tile, each with a part of its k. Clusters of one part go round the tiles, cluster_tiles in all;
-// others have one tile each.
+// tile, each with a part of its k, and leave after it. Clusters of one part go round the tiles.
+//
+// Streamed tiles: where the tiles do not come out even, the steps of the last ones to be done are
+// dealt out over all clusters in runs of equal length (stream-K). A tile that lies in several runs
+// is that of the cluster with its first k, which comes to it last in its run; the others leave their
+// sums in the workspace, and come to it first in theirs.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +15,9 @@
 
 #include "flashint8/int8_linear.h"
 #include "flashint8/plan.h"
+#ifdef __CUDACC__
+#include "../device/shared_barrier.cuh"
+#endif
 #include "variants.h"
 
 namespace flashint8::cuda {
@@ -20,30 +27,85 @@ struct Sm90Schedule {
   int cluster_k;
   int tiles_m;
   int cluster_tiles;
-  int box_rows;        // of x that a block brings, for the blocks along n
-  int steps_per_part;  // of block_k; the first `longer_parts` parts have one more
-  int longer_parts;
+  int streamed_tiles;
+  int box_rows;         // of x that a block brings, for the blocks along n
+  int tile_steps;       // of block_k, in a tile
+  int steps_per_share;  // of a part's steps, or of a cluster's in the streamed tiles: the first
+  int longer_shares;    // `longer_shares` have one more
 
-  FLASHINT8_HOST_DEVICE int first_step(int part) const {
-    return part * steps_per_part + (part < longer_parts ? part : longer_parts);
+  FLASHINT8_HOST_DEVICE int first_of_share(int share) const {
+    return share * steps_per_share + (share < longer_shares ? share : longer_shares);
   }
 };
 
-inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, const Sm90Tile& tile, int cluster_n,
-                                  int cluster_k) {
+inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, const Sm90Tile& tile,
+                                  const LinearPlan& plan) {
   Sm90Schedule s;
-  s.cluster_n = cluster_n;
-  s.cluster_k = cluster_k;
+  s.cluster_n = plan.cluster;
+  s.cluster_k = plan.num_splits;
   s.tiles_m = static_cast<int>(ceil_div(p.m, tile.block_m));
-  s.cluster_tiles = s.tiles_m * static_cast<int>(ceil_div(p.n, int64_t{kSm90BlockN} * cluster_n));
+  s.cluster_tiles = s.tiles_m * static_cast<int>(ceil_div(p.n, int64_t{kSm90BlockN} * s.cluster_n));
+  s.streamed_tiles = static_cast<int>(plan.streamed_tiles);
   // Fewer than a tile's where x has fewer: boxes mostly outside of a matrix are slow. What stands
   // in the other rows is multiplied, and not stored.
-  s.box_rows = static_cast<int>(
-      std::min<int64_t>(tile.block_m / cluster_n, ceil_div(p.m, int64_t{8} * cluster_n) * 8));
-  const int k_steps = gemm_k_tiles(p.k, tile.block_k);
-  s.steps_per_part = k_steps / cluster_k;
-  s.longer_parts = k_steps % cluster_k;
+  s.box_rows = static_cast<int>(std::min<int64_t>(tile.block_m / s.cluster_n,
+                                                  ceil_div(p.m, int64_t{8} * s.cluster_n) * 8));
+  s.tile_steps = gemm_k_tiles(p.k, tile.block_k);
+  const int clusters = static_cast<int>(plan.num_blocks) / s.cluster_n;
+  const int shares = s.streamed_tiles > 0 ? clusters : s.cluster_k;
+  const int steps = s.streamed_tiles > 0 ? s.streamed_tiles * s.tile_steps : s.tile_steps;
+  s.steps_per_share = steps / shares;
+  s.longer_shares = steps % shares;
   return s;
 }
+
+#ifdef __CUDACC__
+// Consecutive steps of a tile; none: there is nothing more to do.
+struct Sm90Piece {
+  int tile;
+  int first_step;
+  int num_steps;
+};
+
+// The cluster, counted from the last to the first, so that those that are waited for are those that
+// were started earlier.
+__device__ __forceinline__ int sm90_worker(const ClusterPlace& place) {
+  return place.num_clusters_x - 1 - place.cluster_x;
+}
+
+// From step `step` of all streamed tiles to the end of its tile or of the worker's run.
+__device__ __forceinline__ Sm90Piece sm90_streamed_piece(const Sm90Schedule& schedule, int step) {
+  const int end = schedule.first_of_share(sm90_worker(cluster_place()) + 1);
+  const int tile = step / schedule.tile_steps, first = step - tile * schedule.tile_steps;
+  return {tile, first, max(0, min(schedule.tile_steps - first, end - step))};
+}
+
+// A block's first piece, and that behind another: whole tiles, then, of the streamed ones, the end
+// of one that others begin before the beginning of one that others end.
+__device__ __forceinline__ Sm90Piece sm90_first_piece(const Sm90Schedule& schedule) {
+  const ClusterPlace place = cluster_place();
+  const int worker = sm90_worker(place);
+  if (schedule.cluster_k > 1) {
+    const int first = schedule.first_of_share(place.block_y);
+    return {worker, first, schedule.first_of_share(place.block_y + 1) - first};
+  }
+  const int whole = schedule.streamed_tiles + worker;
+  if (whole < schedule.cluster_tiles) return {whole, 0, schedule.tile_steps};
+  return sm90_streamed_piece(schedule, schedule.first_of_share(worker));
+}
+
+__device__ __forceinline__ Sm90Piece sm90_next_piece(const Sm90Schedule& schedule,
+                                                     const Sm90Piece& piece) {
+  if (schedule.cluster_k > 1) return {};
+  if (piece.tile < schedule.streamed_tiles) {
+    return sm90_streamed_piece(schedule, (piece.tile + 1) * schedule.tile_steps);
+  }
+  const ClusterPlace place = cluster_place();
+  const int whole = piece.tile + place.num_clusters_x;
+  if (whole < schedule.cluster_tiles) return {whole, 0, schedule.tile_steps};
+  if (schedule.streamed_tiles == 0) return {};
+  return sm90_streamed_piece(schedule, schedule.first_of_share(sm90_worker(place)));
+}
+#endif
 
 }  // namespace flashint8::cuda

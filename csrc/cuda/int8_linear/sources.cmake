@@ -8,6 +8,7 @@ set(FLASHINT8_INT8_LINEAR_CUDA_SOURCES
     "${CMAKE_CURRENT_LIST_DIR}/split_sum.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m8_w16.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m8_w8.cu"
+    "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m16.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m32.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m32_unaligned.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m16_n64.cu"
@@ -17,6 +18,7 @@ set(FLASHINT8_INT8_LINEAR_CUDA_SOURCES
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m128_n128.cu")
 # For sm_90a alone.
 set(FLASHINT8_INT8_LINEAR_SM90_SOURCES
+    "${CMAKE_CURRENT_LIST_DIR}/sm90_flags.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_sm90_m64.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_sm90_m128.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_sm90_m192.cu"

@@ -29,6 +29,7 @@ struct GemmTile {
 constexpr GemvTile kGemvTiles[] = {
     {8, 16, 2, true},
     {8, 8, 4, true},
+    {16, 8, 3, true},
     {32, 8, 2, true},
     {32, 8, 1, false},
 };
@@ -65,6 +66,14 @@ FLASHINT8_HOST_DEVICE constexpr int sm90_shared_bytes(const Sm90Tile& tile) {
   const int weights = tile.slots * kSm90SlotK * kSm90BlockN;
   const int barriers = 2 * 8 * (tile.stages + tile.slots);
   return x + weights + 2 * tile.block_m * kSm90BlockN + barriers;
+}
+
+// Of the workspace for streamed tiles: a tile of fp32 sums for every block, then its flags.
+FLASHINT8_HOST_DEVICE constexpr int64_t sm90_sum_bytes(const Sm90Tile& tile, int64_t blocks) {
+  return blocks * 4 * tile.block_m * kSm90BlockN;
+}
+FLASHINT8_HOST_DEVICE constexpr int64_t sm90_flag_bytes(int64_t blocks) {
+  return blocks * 4 * kSm90Warps;
 }
 
 constexpr int kGemmChunkK = 64;  // the k that a lane quad's 4 x 16 weight bytes cover

@@ -50,11 +50,12 @@ struct LinearPlan {
   int num_warps = 0;
   int stages = 0;
   bool vectorized = true;
-  int num_splits = 1;  // the most blocks that share an output tile
+  int num_splits = 1;  // the most blocks that share an output tile; kGemmSm90: those of a cluster
   int cluster = 1;     // kGemmSm90: blocks, of neighbouring channels, that share their rows of x
   // The kernel may start while the one ahead of it in the stream still runs, and waits on the
   // device.
   bool dependent_launch = false;
+  int64_t streamed_tiles = 0;  // kGemmSm90: of a cluster, whose k is dealt out over all clusters
   int64_t num_blocks = 0;
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;

@@ -1,0 +1,8 @@
+// Row 2 of kGemvTiles.
+#include "../int8_linear/gemv.cuh"
+
+namespace flashint8::cuda {
+
+template cudaError_t launch_gemv<2>(const Int8LinearParams&, const LinearPlan&, cudaStream_t);
+
+}  // namespace flashint8::cuda
