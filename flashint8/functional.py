@@ -151,6 +151,7 @@ def int8_linear(
     bias: Tensor | None = None,
     *,
     activation: str | None = None,
+    weight_ready: bool = False,
 ) -> Tensor:
     """x times a weight kept in int8: ``x @ (weight * weight_scale[:, None]).T + bias``.
 
@@ -170,6 +171,9 @@ def int8_linear(
             arXiv:1606.08415), "silu", or "silu_mul", the gate of a SwiGLU MLP (Shazeer,
             arXiv:2002.05202): ``silu(y[..., 0::2]) * y[..., 1::2]``. The rows of its weight are
             gate and up in turn: ``torch.stack([gate, up], 1).flatten(0, 1)``.
+        weight_ready: a promise that the kernel ahead in the stream does not write weight,
+            weight_scale or bias. With few rows on Hopper they are read before it has ended, which
+            saves 1% to 8% of a decoding step; no effect elsewhere.
 
     Returns:
         (..., N), with "silu_mul" (..., N / 2), in x's dtype, contiguous; sums in float32, rounded
@@ -188,11 +192,13 @@ def int8_linear(
         x.requires_grad or weight_scale.requires_grad or (bias is not None and bias.requires_grad)
     ):
         return ops.Int8LinearForward.apply(  # type: ignore[no-any-return, no-untyped-call]
-            x, weight, weight_scale, bias, activation
+            x, weight, weight_scale, bias, activation, weight_ready
         )
-    if activation is None:  # each keyword passed costs 0.3 us
+    if activation is None and not weight_ready:  # each keyword passed costs 0.3 us
         return _int8_linear(x, weight, weight_scale, bias)
-    return _int8_linear(x, weight, weight_scale, bias, activation=activation)
+    return _int8_linear(
+        x, weight, weight_scale, bias, activation=activation, weight_ready=weight_ready
+    )
 
 
 def scaled_dot_product_attention(

@@ -36,6 +36,11 @@ class QuantLinear(nn.Module):
             it is rounded (`int8_linear`); "silu_mul" takes the weight's rows as gate and up in
             turn. An option of the layer, as its sizes are: not in its state.
 
+    Attributes:
+        weight_ready: passed to `int8_linear` on a GPU. `flashint8.models` set it on their layers,
+            which always run behind a kernel of the model. Unset it on a layer whose weight a hook
+            writes just before the call.
+
     Shape: (..., in_features) -> (..., out_features), with "silu_mul" (..., out_features / 2).
 
     Raises:
@@ -45,6 +50,7 @@ class QuantLinear(nn.Module):
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
+    weight_ready = False
     WEIGHT_NAME = "weight"  # of the int8 buffer
 
     def __init__(
@@ -183,9 +189,12 @@ class QuantLinear(nn.Module):
         weight: Any = buffers[self.WEIGHT_NAME]
         scale: Any = buffers["weight_scale"]
         activation = self.activation
-        if activation is None:  # each keyword passed costs 0.3 us
+        ready = self.weight_ready and weight.is_cuda
+        if activation is None and not ready:  # each keyword passed costs 0.3 us
             return functional.int8_linear(x, weight, scale, buffers["bias"])
-        return functional.int8_linear(x, weight, scale, buffers["bias"], activation=activation)
+        return functional.int8_linear(
+            x, weight, scale, buffers["bias"], activation=activation, weight_ready=ready
+        )
 
     def extra_repr(self) -> str:
         activation = "" if self.activation is None else f", activation={self.activation!r}"

@@ -104,6 +104,7 @@ def _int8_linear_fake(
     bias: Tensor | None = None,
     *,
     activation: str | None = None,
+    weight_ready: bool = False,
 ) -> Tensor:
     _checks.check_int8_linear(x, weight, weight_scale, bias, activation=activation)
     features = _checks.output_features(activation, weight.shape[0])
@@ -275,18 +276,21 @@ class Int8LinearForward(torch.autograd.Function):
         weight_scale: Tensor,
         bias: Tensor | None,
         activation: str | None,
+        weight_ready: bool,
     ) -> Tensor:
-        return int8_linear(x, weight, weight_scale, bias, activation=activation)
+        return int8_linear(
+            x, weight, weight_scale, bias, activation=activation, weight_ready=weight_ready
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, weight_scale, bias, _ = inputs
+        x, _, weight_scale, bias, *_ = inputs
         ctx.shapes = _shapes(x, weight_scale, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_scale, bias = _raise_for(ctx.shapes, grad, _LINEAR_HAS_NO_BACKWARD)
-        return x, None, weight_scale, bias, None
+        return x, None, weight_scale, bias, None, None
 
 
 class SiluMulForward(torch.autograd.Function):

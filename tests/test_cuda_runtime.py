@@ -212,6 +212,33 @@ def test_linear_memory_is_the_plans_workspace(cuda: str) -> None:
         assert peak <= planned <= 32 * 2**20, f"M {m} N {n}: {peak} bytes, planned {planned}"
 
 
+@pytest.mark.parametrize("m", [1, 8, 16, 32, 250])
+def test_ready_weights(cuda: str, m: int) -> None:
+    """The same bits as without the promise, also in a graph and behind a change of the weights that
+    another kernel follows."""
+    x, weight, scale, bias = linear_case(m, cuda)
+    residual, norm = torch.zeros_like(x), torch.ones_like(x[0])
+
+    def run(ready: bool) -> Tensor:
+        out = flashint8.add_norm_(residual.zero_(), x, norm)
+        for _ in range(3):
+            y = flashint8.int8_linear(out, weight, scale, bias, weight_ready=ready)
+            out[:, :520] = y
+        return y
+
+    want = run(False)
+    assert_same_bits(run(True), want, "eager")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run(True)
+    graph.replay()
+    assert_same_bits(out, want, "in a graph")
+    for round_ in range(5):
+        weight.copy_(weight.flip(round_ % 2))
+        graph.replay()
+        assert_same_bits(out, run(False), f"changed weights, {round_}")
+
+
 def test_quantize_on_a_stream(cuda: str) -> None:
     weight = randn(300, 500, dtype=torch.float32, device=cuda)
     want = flashint8.quantize_per_channel(weight)

@@ -174,6 +174,16 @@ def test_quantized_later_the_gate_stays_an_operator() -> None:
     torch.testing.assert_close(model(tokens), before, rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_weights_are_ready_in_every_layer(name: str) -> None:
+    """Behind each other's kernels they may be read early; a layer of its own promises nothing."""
+    model = tiny_model(name, "cpu", linears="int8")
+    layers = [m for m in model.modules() if isinstance(m, flashint8.QuantLinear)]
+    assert len(layers) > 4
+    assert all(layer.weight_ready for layer in layers)
+    assert not flashint8.QuantLinear(8, 8).weight_ready
+
+
 @pytest.mark.parametrize("linears", ["int8", "float"])
 def test_tied_embeddings_are_one_matrix(linears: str) -> None:
     model = Llama(TINY_LLAMA, linears=linears)

@@ -31,7 +31,7 @@ SCHEMAS = {
     "Tensor? kv_start=None, *, int causal=1, int window=-1, float softcap=0., float? scale=None,"
     " bool fp16_accumulate=False) -> (Tensor, Tensor)",
     "int8_linear": "(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, *,"
-    " str? activation=None) -> Tensor",
+    " str? activation=None, bool weight_ready=False) -> Tensor",
     "quantize_per_channel": "(Tensor weight) -> (Tensor, Tensor)",
 }
 
@@ -79,6 +79,7 @@ def linear_samples(device: str) -> list[tuple[tuple, dict]]:
     x = randn(4, 3, 20, dtype=torch.float16, device=device)
     samples.append(((x[..., 2:18].transpose(0, 1), weight, scale), {}))
     x = randn(2, 5, 16, dtype=torch.float16, device=device)
+    samples.append(((x, weight, scale), {"weight_ready": True}))
     return [*samples, *(((x, weight, scale), {"activation": name}) for name in ACTIVATIONS)]
 
 

@@ -12,7 +12,7 @@ STABLE_TORCH_LIBRARY(flashint8, m) {
       "float? scale=None, bool fp16_accumulate=False) -> (Tensor, Tensor)");
   m.def(
       "int8_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias=None, *, "
-      "str? activation=None) -> Tensor");
+      "str? activation=None, bool weight_ready=False) -> Tensor");
   m.def(
       "rope_append_(Tensor(a!) q, Tensor k, Tensor v, Tensor(b!) k_cache, Tensor(c!) v_cache, "
       "Tensor positions, Tensor? cos_sin=None, *, bool interleaved=False) -> ()");

@@ -11,6 +11,9 @@
 // (0..3), and x alike, so nothing is shuffled. Sums come out as C[channel g, g + 8][row 2t, 2t +
 // 1].
 //
+// Ahead: weights that are ready, as those of a model between its kernels, are asked for before the
+// kernel ahead has ended: their way from memory is hidden behind its last part.
+//
 // In flight: each lane asks for its next unit (64 bytes) as soon as it has used the last one, and
 // many warps do: with 32 a multiprocessor that is 64 KB. Deeper rings in registers or shared memory
 // with fewer warps were slower (docs/performance.md). x stays in L1, the weights pass by it.
@@ -113,12 +116,12 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps, kGemvTiles[k
   };
 
   ask_for_scales(blockIdx.y);
+  const bool has_work = static_cast<int>(blockIdx.y) < num_tiles && warp < num_units;
+  if (p.weight_ready && has_work) load_weights(blockIdx.y, warp);
   wait_for_prerequisite();
   allow_dependent_launch();
+  if (!p.weight_ready && has_work) load_weights(blockIdx.y, warp);
 
-  if (static_cast<int>(blockIdx.y) < num_tiles && warp < num_units) {
-    load_weights(blockIdx.y, warp);
-  }
   int buffer = 0;
   for (int tile = blockIdx.y; tile < num_tiles; tile += gridDim.y, buffer ^= 1) {
     ask_for_scales(tile + static_cast<int>(gridDim.y));

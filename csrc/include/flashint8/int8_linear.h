@@ -24,6 +24,9 @@ struct Int8LinearParams {
   int64_t k = 0;
   DType dtype = DType::kFloat16;
   Activation activation = Activation::kNone;
+  // CUDA: no kernel that is still under way writes weight, weight_scale or bias. They may be read
+  // before the kernel ahead in the stream has ended.
+  bool weight_ready = false;
 };
 
 // Columns of out.
