@@ -52,8 +52,8 @@ std::tuple<Tensor, Tensor> attention_with_lse(const Tensor& q, const Tensor& k, 
 }
 
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
-                   const std::optional<Tensor>& bias,
-                   const std::optional<std::string>& activation, bool /*weight_ready*/) {
+                   const std::optional<Tensor>& bias, const std::optional<std::string>& activation,
+                   bool /*weight_ready*/) {
   const Int8LinearCall call = prepare_int8_linear(x, weight, weight_scale, bias, activation);
   if (call.params.m > 0 && call.params.n > 0) cpu::int8_linear(call.params, torch_threads());
   return call.out;

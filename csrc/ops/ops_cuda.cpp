@@ -62,8 +62,8 @@ std::tuple<Tensor, Tensor> attention_with_lse(const Tensor& q, const Tensor& k, 
 }
 
 Tensor int8_linear(const Tensor& x, const Tensor& weight, const Tensor& weight_scale,
-                   const std::optional<Tensor>& bias,
-                   const std::optional<std::string>& activation, bool weight_ready) {
+                   const std::optional<Tensor>& bias, const std::optional<std::string>& activation,
+                   bool weight_ready) {
   const NvtxRange range("int8_linear");
   Int8LinearCall call = prepare_int8_linear(x, weight, weight_scale, bias, activation);
   call.params.weight_ready = weight_ready;

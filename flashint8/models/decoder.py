@@ -176,9 +176,9 @@ class Decoder(nn.Module):
             activation: str | None = None,
         ) -> nn.Module:
             if int8:
-                layer = QuantLinear(inputs, outputs, bias, device, dtype, activation)
-                layer.weight_ready = True  # what runs ahead of it is always a kernel of the model
-                return layer
+                quant = QuantLinear(inputs, outputs, bias, device, dtype, activation)
+                quant.weight_ready = True  # what runs ahead of it is always a kernel of the model
+                return quant
             layer = nn.Linear(inputs, outputs, bias, device=device, dtype=dtype)
             return layer.requires_grad_(False)
 

@@ -81,22 +81,22 @@ struct Sm90Producer {
 #pragma unroll 1
     for (int tile = work.tile_end - 1; tile >= work.tile_begin; --tile, place.advance()) {
       const int key = tile * Traits::kBlockN;
-      barrier_wait(shared.keys_empty(place.stage), place.parity ^ 1);
+      barrier_wait(shared.keys_empty(place.index), place.parity ^ 1);
       if (lane == 0) {
-        bring<Traits::kBlockN>(shared.keys(place.stage), &maps.k, key, head, batch,
-                               shared.keys_full(place.stage));
+        bring<Traits::kBlockN>(shared.keys(place.index), &maps.k, key, head, batch,
+                               shared.keys_full(place.index));
       }
       const bool edge = key < seen_begin || min(key + Traits::kBlockN, seq_len_kv) > seen_end;
-      const uint32_t full = shared.values_full(place.stage);
-      barrier_wait(shared.values_empty(place.stage), place.parity ^ 1);
+      const uint32_t full = shared.values_full(place.index);
+      barrier_wait(shared.values_empty(place.index), place.parity ^ 1);
       if (lane == 0) {
-        bring<Traits::kBlockN>(shared.values(place.stage), &maps.v, key, head, batch,
+        bring<Traits::kBlockN>(shared.values(place.index), &maps.v, key, head, batch,
                                edge ? shared.edge_full() : full);
       }
       if (edge) {
         barrier_wait(shared.edge_full(), edge_parity);
         edge_parity ^= 1;
-        clear_outside(shared.values(place.stage), key, seen_begin, seen_end);
+        clear_outside(shared.values(place.index), key, seen_begin, seen_end);
         if (lane == 0) barrier_arrive(full);
       }
     }

@@ -71,20 +71,6 @@ struct Sm90Shared {
   }
 };
 
-// A place in a ring, and the parity of the phase that its barrier is waited for.
-template <int kStages>
-struct RingPlace {
-  int stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 // One block's share of the problem: the queries from `query` on of a head, and the tiles of keys
 // that some of them see. Producer and warpgroups compute it alike.
 template <class Traits>
@@ -164,7 +150,7 @@ struct Sm90Group {
   __device__ __forceinline__ void begin_scores() {
     auto& sums = reinterpret_cast<Scores&>(s);
     const uint64_t q = wgmma_matrix(shared.queries() + group * Traits::kGroupRows * 128);
-    const uint64_t k = wgmma_matrix(shared.keys(k_place.stage));
+    const uint64_t k = wgmma_matrix(shared.keys(k_place.index));
 #pragma unroll
     for (int step = 0; step < Traits::kHeadDim / 16; ++step) {
       const int box = step / 4, in_box = 2 * (step % 4);
@@ -176,7 +162,7 @@ struct Sm90Group {
 
   __device__ __forceinline__ void begin_values() {
     auto& sums = reinterpret_cast<Outputs&>(o);
-    const uint64_t v = wgmma_values(shared.values(v_place.stage), kBlockN * 128);
+    const uint64_t v = wgmma_values(shared.values(v_place.index), kBlockN * 128);
 #pragma unroll
     for (int step = 0; step < kNTiles / 2; ++step) {
       WgmmaValues<T, Traits::kHeadDim>::multiply(sums, p[0][step], v + 128 * step);
@@ -188,11 +174,11 @@ struct Sm90Group {
     if (lane == 0) barrier_arrive(barrier);
   }
   __device__ __forceinline__ void release_keys() {
-    release(shared.keys_empty(k_place.stage));
+    release(shared.keys_empty(k_place.index));
     k_place.advance();
   }
   __device__ __forceinline__ void release_values() {
-    release(shared.values_empty(v_place.stage));
+    release(shared.values_empty(v_place.index));
     v_place.advance();
   }
 
@@ -205,9 +191,9 @@ struct Sm90Group {
   __device__ __forceinline__ void skip_tile() {
     wait_for_turn();
     end_turn();
-    barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
+    barrier_wait(shared.keys_full(k_place.index), k_place.parity);
     release_keys();
-    barrier_wait(shared.values_full(v_place.stage), v_place.parity);
+    barrier_wait(shared.values_full(v_place.index), v_place.parity);
     release_values();
   }
 
@@ -267,7 +253,7 @@ struct Sm90Group {
     if (begin < end) {
 #pragma unroll 1
       for (; tile >= end; --tile) skip_tile();
-      barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
+      barrier_wait(shared.keys_full(k_place.index), k_place.parity);
       wait_for_turn();
       wgmma_fence();
       begin_scores();
@@ -277,7 +263,7 @@ struct Sm90Group {
       release_keys();
       soften(params, work.bounds, query, tile * kBlockN, multiplier, alpha);
       --tile;
-      if (tile >= begin) barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
+      if (tile >= begin) barrier_wait(shared.keys_full(k_place.index), k_place.parity);
       pack();
 #pragma unroll 1
       while (tile >= begin) {
@@ -285,7 +271,7 @@ struct Sm90Group {
         pin_registers(reinterpret_cast<Outputs&>(o));
         wgmma_fence();
         begin_scores();
-        barrier_wait(shared.values_full(v_place.stage), v_place.parity);
+        barrier_wait(shared.values_full(v_place.index), v_place.parity);
         begin_values();
         end_turn();
         wgmma_wait<1>();
@@ -297,7 +283,7 @@ struct Sm90Group {
         // that needs their sums. These are never negative.
         const bool never = fminf(state.row_sum[0][0], state.row_sum[0][1]) < 0.0f;
         if (static_cast<int>(tile >= begin) | static_cast<int>(never)) {
-          barrier_wait(shared.keys_full(k_place.stage), k_place.parity);
+          barrier_wait(shared.keys_full(k_place.index), k_place.parity);
         }
         wgmma_wait<0>();
         pin_registers(reinterpret_cast<Outputs&>(o));
@@ -312,7 +298,7 @@ struct Sm90Group {
         pack();
       }
       release(shared.queries_empty());
-      barrier_wait(shared.values_full(v_place.stage), v_place.parity);
+      barrier_wait(shared.values_full(v_place.index), v_place.parity);
       pin_registers(reinterpret_cast<Outputs&>(o));
       wgmma_fence();
       begin_values();

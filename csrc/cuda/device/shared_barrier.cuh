@@ -51,6 +51,20 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
       : "memory");
 }
 
+// Where in a ring: the place, and the parity of its barriers' phase.
+template <int kPlaces>
+struct RingPlace {
+  int index = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++index == kPlaces) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 // This block's place in its cluster, and the cluster's among those of the grid, along x or y.
 struct ClusterPlace {
   int block_x, block_y;

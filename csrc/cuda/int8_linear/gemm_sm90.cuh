@@ -40,19 +40,6 @@
 
 namespace flashint8::cuda {
 
-// Where in a ring: the place, and the parity of its barriers' phase.
-template <int kPlaces>
-struct RingPlace {
-  int index;
-  uint32_t parity;
-
-  __device__ __forceinline__ void advance() {
-    if (++index < kPlaces) return;
-    index = 0;
-    parity ^= 1;
-  }
-};
-
 template <typename T, int kTile>
 __global__ void __launch_bounds__(kSm90Threads, 1)
     int8_linear_gemm_sm90_kernel(const __grid_constant__ Int8LinearParams p,
@@ -205,7 +192,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       }
     };
     for (Sm90Piece piece = sm90_first_piece(schedule); piece.num_steps > 0;
-           piece = sm90_next_piece(schedule, piece)) {
+         piece = sm90_next_piece(schedule, piece)) {
       // One stage: multiplies `now`, of this half of a slot, with it, and meanwhile makes the next
       // stage's weights ready.
       const auto step = [&](int i, int half, uint32_t (&now)[kProducts][4],

@@ -41,7 +41,7 @@ constexpr double kUnitClocks = 120;       // of a k tile, its barrier and copies
 constexpr double kUnitClocksPerBlock = 110;  // and of each that shares the multiprocessor
 constexpr double kOverlap = 0.5;             // what is left of needs that are not the longest
 constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
-constexpr int64_t kLongRow = 2048;   // of weights: several steps for each warp of a gemv
+constexpr int64_t kLongRow = 2048;     // of weights: several steps for each warp of a gemv
 constexpr int kSharedReserved = 1024;  // of each block, by the driver
 
 bool aligned(const void* pointer, uintptr_t bytes) {

@@ -63,8 +63,8 @@ double estimate(const Int8LinearParams& p, int tile, int cluster_n, int cluster_
   return std::max(time, time_of_memory(p));
 }
 
-// Tiles to stream, or none: the tiles come out even, or too few are left for so many clusters, which
-// then take a round of whole tiles less.
+// Tiles to stream, or none: the tiles come out even, or too few are left for so many clusters,
+// which then take a round of whole tiles less.
 int64_t streamed_tiles(int64_t cluster_tiles, int64_t clusters) {
   const int64_t left = cluster_tiles % clusters;
   if (2 * left > clusters) return left;
@@ -81,8 +81,8 @@ double estimate_streamed(const Int8LinearParams& p, int tile, int64_t cluster_ti
   if (p.m > kSm90Tiles[tile].block_m) steps *= kStreamedRows;
   const double sharers =
       std::max(1.0, static_cast<double>(clusters) / static_cast<double>(streamed));
-  const double time = step * (steps + kWholeStep * whole * tile_steps) +
-                      (whole + 1) * time_of_tile(part_of_256);
+  const double time =
+      step * (steps + kWholeStep * whole * tile_steps) + (whole + 1) * time_of_tile(part_of_256);
   return std::max(time, time_of_memory(p)) + kFlags +
          (kSums256 + kSharers256 * sharers) * part_of_256;
 }

@@ -6,8 +6,8 @@
 //
 // Streamed tiles: where the tiles do not come out even, the steps of the last ones to be done are
 // dealt out over all clusters in runs of equal length (stream-K). A tile that lies in several runs
-// is that of the cluster with its first k, which comes to it last in its run; the others leave their
-// sums in the workspace, and come to it first in theirs.
+// is that of the cluster with its first k, which comes to it last in its run; the others leave
+// their sums in the workspace, and come to it first in theirs.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +48,8 @@ inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, const Sm90Tile& til
   s.streamed_tiles = static_cast<int>(plan.streamed_tiles);
   // Fewer than a tile's where x has fewer: boxes mostly outside of a matrix are slow. What stands
   // in the other rows is multiplied, and not stored.
-  s.box_rows = static_cast<int>(std::min<int64_t>(tile.block_m / s.cluster_n,
-                                                  ceil_div(p.m, int64_t{8} * s.cluster_n) * 8));
+  s.box_rows = static_cast<int>(
+      std::min<int64_t>(tile.block_m / s.cluster_n, ceil_div(p.m, int64_t{8} * s.cluster_n) * 8));
   s.tile_steps = gemm_k_tiles(p.k, tile.block_k);
   const int clusters = static_cast<int>(plan.num_blocks) / s.cluster_n;
   const int shares = s.streamed_tiles > 0 ? clusters : s.cluster_k;

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "../device/global_flag.cuh"
 #include "variants.h"
 
 namespace flashint8::cuda {
@@ -26,19 +27,11 @@ class Sm90Sums {
              make_float4(sum[4 * j], sum[4 * j + 1], sum[4 * j + 2], sum[4 * j + 3]));
     }
     __syncwarp();
-    if (threadIdx.x % 32 == 0) {
-      asm volatile("st.release.gpu.global.u32 [%0], %1;\n" ::"l"(flag(block)), "r"(1) : "memory");
-    }
+    if (threadIdx.x % 32 == 0) raise_flag(flag(block));
   }
 
   __device__ __forceinline__ void add(int block, float* sum) const {
-    uint32_t there;
-    do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n"
-                   : "=r"(there)
-                   : "l"(flag(block))
-                   : "memory");
-    } while (there == 0);
+    wait_for_flag(flag(block));
     __syncwarp();
     const float4* theirs = sums_ + int64_t{block} * kOfBlock + threadIdx.x;
     constexpr int kAtOnce = kFragments % 16 == 0 ? 16 : 8;

@@ -27,11 +27,7 @@ struct GemmTile {
 };
 
 constexpr GemvTile kGemvTiles[] = {
-    {8, 16, 2, true},
-    {8, 8, 4, true},
-    {16, 8, 3, true},
-    {32, 8, 2, true},
-    {32, 8, 1, false},
+    {8, 16, 2, true}, {8, 8, 4, true}, {16, 8, 3, true}, {32, 8, 2, true}, {32, 8, 1, false},
 };
 constexpr int kNumGemvTiles = sizeof(kGemvTiles) / sizeof(kGemvTiles[0]);
 constexpr int kGemvBlockN = 16;
