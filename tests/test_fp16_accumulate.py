@@ -39,8 +39,9 @@ def test_error_is_within_the_bound(device: str, head_dim: int) -> None:
         q, k = q * 0.5, k * 0.5
         scale = options.get("scale", head_dim**-0.5)
         out = attend(q, k, v, fp16_accumulate=True, **options)
-        ref, _ = reference.attention(q, k, v, **options)
-        low, _ = reference.attention(q, k, v, **options, dtype=torch.float16)
+        out, *inputs = for_reference(out, q, k, v)
+        ref, _ = reference.attention(*inputs, **options)
+        low, _ = reference.attention(*inputs, **options, dtype=torch.float16)
         rounding = 2 * (low - ref).abs().amax().item() + 1e-5
         limit = bound_of(q, k, v, scale) + rounding
         assert limit < 1.0, "a bound that allows anything"

@@ -65,20 +65,6 @@ struct RingPlace {
   }
 };
 
-// This block's place in its cluster, and the cluster's among those of the grid, along x or y.
-struct ClusterPlace {
-  int block_x, block_y;
-  int cluster_x, num_clusters_x;
-};
-__device__ __forceinline__ ClusterPlace cluster_place() {
-  ClusterPlace p;
-  asm volatile("mov.u32 %0, %%cluster_ctaid.x;\n" : "=r"(p.block_x));
-  asm volatile("mov.u32 %0, %%cluster_ctaid.y;\n" : "=r"(p.block_y));
-  asm volatile("mov.u32 %0, %%clusterid.x;\n" : "=r"(p.cluster_x));
-  asm volatile("mov.u32 %0, %%nclusterid.x;\n" : "=r"(p.num_clusters_x));
-  return p;
-}
-
 // All threads of all blocks of the cluster meet; their writes to shared memory are visible to all.
 __device__ __forceinline__ void cluster_sync() {
   asm volatile(

@@ -66,11 +66,11 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int cluster_size = schedule.cluster_n * schedule.cluster_k;
-  const ClusterPlace place = cluster_place();
-  const int rank_n = place.block_x, part = place.block_y;
+  const Sm90Place place = sm90_place(schedule);
+  const int rank_n = place.rank, part = place.part;
   const auto rows_of = [&](int tile) { return tile % schedule.tiles_m * kBlockM; };
   const auto channels_of = [&](int tile) {
-    const int rank = cluster_place().block_x;  // read again: a register less in the products
+    const int rank = sm90_place(schedule).rank;  // read again: a register less in the products
     return (tile / schedule.tiles_m * schedule.cluster_n + rank) * kSm90BlockN;
   };
 
@@ -230,16 +230,16 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 
       if (sm90_next_piece(schedule, piece).num_steps == 0) allow_dependent_launch();
       if (schedule.cluster_k == 1 && piece.num_steps < schedule.tile_steps) {
-        const ClusterPlace here = cluster_place();
-        const Sm90Sums<kFragments> sums(p.workspace, schedule.cluster_n * here.num_clusters_x);
-        int worker = sm90_worker(here);
+        const Sm90Place here = sm90_place(schedule);
+        const Sm90Sums<kFragments> sums(p.workspace, schedule.cluster_n * here.num_clusters);
+        int worker = here.worker();
         if (piece.first_step > 0) {
-          sums.leave(worker * schedule.cluster_n + here.block_x, sum);
+          sums.leave(worker * schedule.cluster_n + here.rank, sum);
           continue;
         }
         const int end = (piece.tile + 1) * schedule.tile_steps;
         while (schedule.first_of_share(++worker) < end) {
-          sums.add(worker * schedule.cluster_n + here.block_x, sum);
+          sums.add(worker * schedule.cluster_n + here.rank, sum);
         }
       }
       const Sm90Output<T, kBlockM> output(p, staged, rows_of(piece.tile), channels_of(piece.tile),
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
           store_shared_16(mine + j * kPitch, &sum[4 * j]);
         }
         cluster_sync();
-        const int rank = cluster_place().block_x, pairs = kFragments / 2;
+        const int rank = sm90_place(schedule).rank, pairs = kFragments / 2;
         const int begin = pairs * part / schedule.cluster_k;
         const int end = pairs * (part + 1) / schedule.cluster_k;
 #pragma unroll 1

@@ -11,19 +11,18 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "flashint8/int8_linear.h"
 #include "flashint8/plan.h"
-#ifdef __CUDACC__
-#include "../device/shared_barrier.cuh"
-#endif
 #include "variants.h"
 
 namespace flashint8::cuda {
 
 struct Sm90Schedule {
-  int cluster_n;
+  int cluster_n;  // a power of two
+  int log2_cluster_n;
   int cluster_k;
   int tiles_m;
   int cluster_tiles;
@@ -42,6 +41,7 @@ inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, const Sm90Tile& til
                                   const LinearPlan& plan) {
   Sm90Schedule s;
   s.cluster_n = plan.cluster;
+  s.log2_cluster_n = std::countr_zero(static_cast<unsigned>(plan.cluster));
   s.cluster_k = plan.num_splits;
   s.tiles_m = static_cast<int>(ceil_div(p.m, tile.block_m));
   s.cluster_tiles = s.tiles_m * static_cast<int>(ceil_div(p.n, int64_t{kSm90BlockN} * s.cluster_n));
@@ -67,15 +67,28 @@ struct Sm90Piece {
   int num_steps;
 };
 
-// The cluster, counted from the last to the first, so that those that are waited for are those that
-// were started earlier.
-__device__ __forceinline__ int sm90_worker(const ClusterPlace& place) {
-  return place.num_clusters_x - 1 - place.cluster_x;
+// This block's place: along n and along k in its cluster, and the cluster's among all. The special
+// registers that say the same are made by divisions.
+struct Sm90Place {
+  int rank;
+  int part;
+  int cluster;
+  int num_clusters;
+
+  // The cluster, counted from the last to the first, so that those that are waited for are those
+  // that were started earlier.
+  __device__ __forceinline__ int worker() const { return num_clusters - 1 - cluster; }
+};
+
+__device__ __forceinline__ Sm90Place sm90_place(const Sm90Schedule& schedule) {
+  const int shift = schedule.log2_cluster_n;
+  const auto x = static_cast<int>(blockIdx.x), size = static_cast<int>(gridDim.x);
+  return {x & schedule.cluster_n - 1, static_cast<int>(blockIdx.y), x >> shift, size >> shift};
 }
 
 // From step `step` of all streamed tiles to the end of its tile or of the worker's run.
 __device__ __forceinline__ Sm90Piece sm90_streamed_piece(const Sm90Schedule& schedule, int step) {
-  const int end = schedule.first_of_share(sm90_worker(cluster_place()) + 1);
+  const int end = schedule.first_of_share(sm90_place(schedule).worker() + 1);
   const int tile = step / schedule.tile_steps, first = step - tile * schedule.tile_steps;
   return {tile, first, max(0, min(schedule.tile_steps - first, end - step))};
 }
@@ -83,11 +96,11 @@ __device__ __forceinline__ Sm90Piece sm90_streamed_piece(const Sm90Schedule& sch
 // A block's first piece, and that behind another: whole tiles, then, of the streamed ones, the end
 // of one that others begin before the beginning of one that others end.
 __device__ __forceinline__ Sm90Piece sm90_first_piece(const Sm90Schedule& schedule) {
-  const ClusterPlace place = cluster_place();
-  const int worker = sm90_worker(place);
+  const Sm90Place place = sm90_place(schedule);
+  const int worker = place.worker();
   if (schedule.cluster_k > 1) {
-    const int first = schedule.first_of_share(place.block_y);
-    return {worker, first, schedule.first_of_share(place.block_y + 1) - first};
+    const int first = schedule.first_of_share(place.part);
+    return {worker, first, schedule.first_of_share(place.part + 1) - first};
   }
   const int whole = schedule.streamed_tiles + worker;
   if (whole < schedule.cluster_tiles) return {whole, 0, schedule.tile_steps};
@@ -100,11 +113,11 @@ __device__ __forceinline__ Sm90Piece sm90_next_piece(const Sm90Schedule& schedul
   if (piece.tile < schedule.streamed_tiles) {
     return sm90_streamed_piece(schedule, (piece.tile + 1) * schedule.tile_steps);
   }
-  const ClusterPlace place = cluster_place();
-  const int whole = piece.tile + place.num_clusters_x;
+  const Sm90Place place = sm90_place(schedule);
+  const int whole = piece.tile + place.num_clusters;
   if (whole < schedule.cluster_tiles) return {whole, 0, schedule.tile_steps};
   if (schedule.streamed_tiles == 0) return {};
-  return sm90_streamed_piece(schedule, schedule.first_of_share(sm90_worker(place)));
+  return sm90_streamed_piece(schedule, schedule.first_of_share(place.worker()));
 }
 #endif
 
