@@ -31,7 +31,7 @@ PREFILL_SM90 = [(64, 192), (128, 128)]
 # (head_dim, 16-byte loads) of the decode kernels
 DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
 # (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm
-GEMV = [(8, 16), (8, 8), (16, 8), (32, 8)]
+GEMV = [(8, 16), (8, 8), (16, 8)]
 GEMM = [(16, 64), (32, 128), (64, 64), (64, 128), (128, 128)]
 GEMM_SM90 = [64, 128, 192, 256]  # block_m of Hopper's gemm
 

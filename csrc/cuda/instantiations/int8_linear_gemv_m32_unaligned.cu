@@ -1,8 +1,8 @@
-// Row 4 of kGemvTiles.
+// Row 3 of kGemvTiles.
 #include "../int8_linear/gemv.cuh"
 
 namespace flashint8::cuda {
 
-template cudaError_t launch_gemv<4>(const Int8LinearParams&, const LinearPlan&, cudaStream_t);
+template cudaError_t launch_gemv<3>(const Int8LinearParams&, const LinearPlan&, cudaStream_t);
 
 }  // namespace flashint8::cuda

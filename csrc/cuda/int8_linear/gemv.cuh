@@ -29,6 +29,7 @@
 #include "../device/global_load.cuh"
 #include "../device/linear_ptx.cuh"
 #include "../device/mma.cuh"
+#include "../function_attributes.cuh"
 #include "../launch_kernel.cuh"
 #include "epilogue.cuh"
 #include "flashint8/plan.h"
@@ -76,11 +77,12 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
   constexpr GemvTile kShape = kGemvTiles[kTile];
   constexpr int kWarps = kShape.num_warps;
   constexpr int kRowTiles = kShape.block_m / 8;
-  constexpr int kPitch = kGemvBlockN + 4;
+  constexpr int kPitch = kGemvPitch;
   constexpr int kLog2BlockN = 4;
   static_assert(1 << kLog2BlockN == kGemvBlockN);
   static_assert(kShape.block_m % 8 == 0);
   __shared__ float sums[2][kWarps][kShape.block_m][kPitch];
+  static_assert(sizeof(sums) == gemv_sum_bytes(kShape));
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int g = lane / 4, t = lane % 4;
@@ -201,17 +203,28 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
   }
 }
 
+template <typename T, int kTile>
+cudaError_t launch_gemv_of(const Int8LinearParams& params, const LinearPlan& plan,
+                           cudaStream_t stream) {
+  constexpr GemvTile kShape = kGemvTiles[kTile];
+  constexpr auto kKernel = &int8_linear_gemv_kernel<T, kTile>;
+  // Beside the sums; unused, it only bounds how many blocks a multiprocessor takes.
+  const auto bytes = static_cast<int>(plan.shared_bytes);
+  if (bytes > 0) {
+    if (const cudaError_t error = allow_shared_memory<kKernel>(bytes)) return error;
+  }
+  const auto rows = static_cast<unsigned>(ceil_div(params.m, kShape.block_m));
+  const dim3 grid(rows, static_cast<unsigned>(plan.num_blocks / rows));
+  return launch_kernel(kKernel, grid, 32 * kShape.num_warps, bytes, plan.dependent_launch, stream,
+                       params);
+}
+
 template <int kTile>
 cudaError_t launch_gemv(const Int8LinearParams& params, const LinearPlan& plan,
                         cudaStream_t stream) {
-  constexpr GemvTile kShape = kGemvTiles[kTile];
-  const auto kernel = params.dtype == DType::kFloat16
-                          ? int8_linear_gemv_kernel<__half, kTile>
-                          : int8_linear_gemv_kernel<__nv_bfloat16, kTile>;
-  const auto rows = static_cast<unsigned>(ceil_div(params.m, kShape.block_m));
-  const dim3 grid(rows, static_cast<unsigned>(plan.num_blocks / rows));
-  return launch_kernel(kernel, grid, 32 * kShape.num_warps, 0, plan.dependent_launch, stream,
-                       params);
+  return params.dtype == DType::kFloat16
+             ? launch_gemv_of<__half, kTile>(params, plan, stream)
+             : launch_gemv_of<__nv_bfloat16, kTile>(params, plan, stream);
 }
 
 }  // namespace flashint8::cuda

@@ -10,7 +10,7 @@ namespace {
 using Launcher = cudaError_t (*)(const Int8LinearParams&, const LinearPlan&, cudaStream_t);
 
 constexpr Launcher kGemvLaunchers[] = {launch_gemv<0>, launch_gemv<1>, launch_gemv<2>,
-                                       launch_gemv<3>, launch_gemv<4>};
+                                       launch_gemv<3>};
 constexpr Launcher kGemmLaunchers[] = {launch_gemm<0>, launch_gemm<1>, launch_gemm<2>,
                                        launch_gemm<3>, launch_gemm<4>};
 static_assert(sizeof(kGemvLaunchers) / sizeof(Launcher) == kNumGemvTiles);

@@ -85,13 +85,13 @@ bool many_warps(const Int8LinearParams& p, const Card& card, int64_t tiles) {
 // enough for all.
 int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
   constexpr int64_t kSmallWeight = int64_t{4} << 20, kMediumWeight = int64_t{16} << 20;
-  if (!vectorized) return 4;
+  if (!vectorized) return 3;
   const int64_t tiles = ceil_div(p.n, kGemvBlockN);
   if (p.m <= 8) return many_warps(p, card, tiles) ? 0 : 1;
   if (p.m > 32 || p.n * p.k > (p.m <= 16 ? kMediumWeight : kSmallWeight)) return -1;
   if (p.m <= 16 && tiles <= card.sm_count) return 0;
-  if (2 * tiles <= kGemvTiles[2].min_blocks * card.sm_count) return 2;
-  return p.m > 16 || tiles <= kGemvTiles[3].min_blocks * card.sm_count ? 3 : -1;
+  const int64_t most = p.m <= 16 ? 2 * card.sm_count : 3 * card.sm_count / 2;
+  return tiles <= most ? 2 : -1;
 }
 
 LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile& tile) {
@@ -111,6 +111,13 @@ LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile
   const bool one_each = tile.num_warps == 8 && tile.block_m == 8 && p.k >= kLongRow;
   const int64_t blocks = one_each ? std::min(tiles, kMostBlocks) : ceil_div(tiles, rounds);
   plan.num_blocks = ceil_div(p.m, tile.block_m) * blocks;
+  // Where a multiprocessor has room for three of these blocks and two are enough, those that come
+  // while the kernel ahead still runs would crowd on some: they ask for more than a third of its
+  // shared memory.
+  const int64_t few = 2 * card.sm_count;
+  if (tile.min_blocks == 3 && plan.num_blocks <= few && 4 * plan.num_blocks > 3 * few) {
+    plan.shared_bytes = card.shared_memory_per_block / 3 + kSharedReserved - gemv_sum_bytes(tile);
+  }
   return plan;
 }
 

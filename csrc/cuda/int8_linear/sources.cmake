@@ -9,7 +9,6 @@ set(FLASHINT8_INT8_LINEAR_CUDA_SOURCES
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m8_w16.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m8_w8.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m16.cu"
-    "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m32.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_m32_unaligned.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m16_n64.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m32_n128.cu"

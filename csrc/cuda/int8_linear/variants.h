@@ -27,11 +27,20 @@ struct GemmTile {
 };
 
 constexpr GemvTile kGemvTiles[] = {
-    {8, 16, 2, true}, {8, 8, 4, true}, {16, 8, 3, true}, {32, 8, 2, true}, {32, 8, 1, false},
+    {8, 16, 2, true},
+    {8, 8, 4, true},
+    {16, 8, 3, true},
+    {32, 8, 1, false},
 };
 constexpr int kNumGemvTiles = sizeof(kGemvTiles) / sizeof(kGemvTiles[0]);
 constexpr int kGemvBlockN = 16;
-constexpr int kGemvUnit = 128;  // k of a warp's step
+constexpr int kGemvUnit = 128;               // k of a warp's step
+constexpr int kGemvPitch = kGemvBlockN + 4;  // of the sums, in floats
+
+// Of the warps' sums, twice.
+FLASHINT8_HOST_DEVICE constexpr int gemv_sum_bytes(const GemvTile& tile) {
+  return 2 * tile.num_warps * tile.block_m * kGemvPitch * 4;
+}
 
 constexpr GemmTile kGemmTiles[] = {
     {16, 64, 1, 4, 4, 3, 3},  {32, 128, 1, 8, 2, 4, 2},  {64, 64, 2, 4, 2, 4, 2},
