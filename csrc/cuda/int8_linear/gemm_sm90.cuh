@@ -33,7 +33,10 @@
 #include "../device/wgmma.cuh"
 #include "epilogue.cuh"
 #include "flashint8/plan.h"
+#include "sm90_bring.cuh"
+#include "sm90_exchange.cuh"
 #include "sm90_output.cuh"
+#include "sm90_ring.cuh"
 #include "sm90_schedule.cuh"
 #include "sm90_sums.cuh"
 #include "variants.h"
@@ -47,56 +50,33 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
                                  const __grid_constant__ CUtensorMap map_x,
                                  const __grid_constant__ Sm90Schedule schedule) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  constexpr Sm90Tile kShape = kSm90Tiles[kTile];
-  constexpr int kBlockM = kShape.block_m, kStages = kShape.stages;
-  constexpr int kSlots = kShape.slots, kBlockK = kShape.block_k;
-  constexpr int kStepsPerSlot = kSm90SlotK / kBlockK;
-  constexpr int kBoxBytes = kBlockM * 2 * kSm90BoxK, kBoxes = kBlockK / kSm90BoxK;  // of x
-  constexpr int kBytesX = kBoxes * kBoxBytes, kBytesW = kSm90BlockN * kSm90SlotK;
-  constexpr int kFragments = kBlockM / 8;  // of 64 channels x 8 rows, a warpgroup
-  constexpr int kProducts = kBlockK / 16;  // of wgmma, a step
-  static_assert(kBlockM % 16 == 0 && kBoxBytes % 1024 == 0 && kStepsPerSlot <= 2);
+  using Ring = Sm90Ring<kTile>;
+  constexpr int kBlockM = Ring::kBlockM, kStages = Ring::kStages;
+  constexpr int kStepsPerSlot = Ring::kStepsPerSlot;
+  constexpr int kFragments = kBlockM / 8;        // of 64 channels x 8 rows, a warpgroup
+  constexpr int kProducts = Ring::kBlockK / 16;  // of wgmma, a step
 
   extern __shared__ __align__(1024) uint8_t shared[];
-  const uint32_t ring = shared_address(shared);  // stages of x, then slots of weights
-  const uint32_t ring_w = ring + kStages * kBytesX;
-  const uint32_t staged = ring_w + kSlots * kBytesW;  // output, on its way out
-  const uint32_t full = staged + kBlockM * 2 * kSm90BlockN, empty = full + 8 * kStages;
-  const uint32_t full_w = empty + 8 * kStages, empty_w = full_w + 8 * kSlots;
-
+  const Ring ring{shared_address(shared)};
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int cluster_size = schedule.cluster_n * schedule.cluster_k;
   const Sm90Place place = sm90_place(schedule);
-  const int rank_n = place.rank, part = place.part;
-  const auto rows_of = [&](int tile) { return tile % schedule.tiles_m * kBlockM; };
-  const auto channels_of = [&](int tile) {
-    const int rank = sm90_place(schedule).rank;  // read again: a register less in the products
-    return (tile / schedule.tiles_m * schedule.cluster_n + rank) * kSm90BlockN;
-  };
+  const int part = place.part;
 
-  if (thread == 0) {
-    for (int s = 0; s < kStages; ++s) {
-      barrier_init(full + 8 * s, 1);
-      barrier_init(empty + 8 * s, kSm90Warps * schedule.cluster_n);
-    }
-    for (int s = 0; s < kSlots; ++s) {
-      barrier_init(full_w + 8 * s, 1);
-      barrier_init(empty_w + 8 * s, kSm90Warps);
-    }
-    barrier_init_fence();
-  }
+  if (thread == 0) ring.init(schedule.cluster_n);
   if (warp == kSm90Warps && lane == 31) {
     prefetch_map(&map_w);
     prefetch_map(&map_x);
   }
   const Sm90Piece first = sm90_first_piece(schedule);
-  if (warp == kSm90Warps && lane < kSlots && kStepsPerSlot * lane < first.num_steps) {
-    prefetch_box(&map_w, first.first_step * kBlockK + lane * kSm90SlotK, channels_of(first.tile));
+  if (warp == kSm90Warps && lane < Ring::kSlots && kStepsPerSlot * lane < first.num_steps) {
+    prefetch_box(&map_w, first.first_step * Ring::kBlockK + lane * kSm90SlotK,
+                 sm90_channel(schedule, first.tile));
   }
   // The first tile's scales and biases, which are wanted last of all.
   constexpr int kScalesOfLine = 32;
   if (warp == kSm90Warps + 1 && lane < kSm90BlockN / kScalesOfLine) {
-    const int channel = channels_of(first.tile) + lane * kScalesOfLine;
+    const int channel = sm90_channel(schedule, first.tile) + lane * kScalesOfLine;
     if (channel < p.n) prefetch_l2_line(p.weight_scale + channel);
     if (channel < p.n && p.bias != nullptr) {
       prefetch_l2_line(static_cast<const T*>(p.bias) + channel);
@@ -111,48 +91,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
 
   if (warp >= kSm90Warps) {
     give_back_registers<40>();
-    if (warp == kSm90Warps && lane == 0) {
-      // Rows of x that the blocks along n need alike: each brings a part of them to all.
-      const int shared_rows = schedule.box_rows;
-      const uint32_t bytes = kBoxes * shared_rows * schedule.cluster_n * (2 * kSm90BoxK);
-      const auto blocks =
-          static_cast<uint16_t>(((1 << schedule.cluster_n) - 1) << (part * schedule.cluster_n));
-      const uint64_t policy_w =
-          schedule.tiles_m == 1 ? l2_evict_first_policy() : l2_evict_normal_policy();
-      const uint64_t policy_x = l2_evict_normal_policy();
-      const uint32_t offset_x = static_cast<uint32_t>(rank_n * shared_rows) * (2 * kSm90BoxK);
-      RingPlace<kStages> stage{0, 1};  // the parity of a phase before the first: rings begin empty
-      RingPlace<kSlots> slot{0, 1};
-      for (Sm90Piece piece = sm90_first_piece(schedule); piece.num_steps > 0;
-           piece = sm90_next_piece(schedule, piece)) {
-        const int row = rows_of(piece.tile) + rank_n * shared_rows;
-        const int channel = channels_of(piece.tile);
-#pragma unroll 1
-        for (int i = 0; i < piece.num_steps; ++i) {
-          const int column = (piece.first_step + i) * kBlockK;
-          if (i % kStepsPerSlot == 0) {
-            const uint32_t barrier = full_w + 8 * slot.index;
-            barrier_wait(empty_w + 8 * slot.index, slot.parity);
-            barrier_expect(barrier, kBytesW);
-            copy_box(ring_w + slot.index * kBytesW, &map_w, column, channel, barrier, policy_w);
-            slot.advance();
-          }
-          const uint32_t barrier = full + 8 * stage.index;
-          barrier_wait(empty + 8 * stage.index, stage.parity);
-          barrier_expect(barrier, bytes);
-#pragma unroll
-          for (int box = 0; box < kBoxes; ++box) {
-            const uint32_t x = ring + stage.index * kBytesX + box * kBoxBytes + offset_x;
-            if (schedule.cluster_n > 1) {
-              copy_box_to(blocks, x, &map_x, column + box * kSm90BoxK, row, barrier, policy_x);
-            } else {
-              copy_box(x, &map_x, column + box * kSm90BoxK, row, barrier, policy_x);
-            }
-          }
-          stage.advance();
-        }
-      }
-    }
+    if (warp == kSm90Warps && lane == 0) bring_pieces(ring, schedule, place, map_w, map_x);
     __syncwarp();
     if (schedule.cluster_k > 1) cluster_sync();  // meets the others below
   } else {
@@ -160,15 +99,15 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     const int g = lane / 4, t = lane % 4;
     const int group = warp / 4, warp_channel = warp * 16;  // of the block's channels
     // Of a slot's first 16 k: those of the others are at the same address with other bits 4 to 6.
-    const uint32_t read_w = ring_w + (warp_channel + g) * kSm90SlotK + 16 * g + 2 * t;
-    RingPlace<kStages> stage{0, 0};
-    RingPlace<kSlots> slot{0, 0};
+    const uint32_t read_w = ring.weights(0) + (warp_channel + g) * kSm90SlotK + 16 * g + 2 * t;
+    RingPlace<kStages> stage;
+    RingPlace<Ring::kSlots> slot;
     uint32_t weights[2][kProducts][4];
     float sum[4 * kFragments];
     // A step's weights, of the first or second half of a slot.
     const auto read_weights = [&](int half, uint32_t (&a)[kProducts][4]) {
-      if (half == 0) barrier_wait(full_w + 8 * slot.index, slot.parity);
-      const uint32_t address = read_w + slot.index * kBytesW;
+      if (half == 0) barrier_wait(ring.full_weights(slot.index), slot.parity);
+      const uint32_t address = read_w + slot.index * Ring::kBytesW;
 #pragma unroll
       for (int s = 0; s < kProducts; ++s) {
 #pragma unroll
@@ -181,14 +120,14 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     // The slot is not read any more. A barrier does not wait for loads that are still under way:
     // what they bring must have been used.
     const auto release_weights = [&]() {
-      if (lane == 0) barrier_arrive(empty_w + 8 * slot.index);
+      if (lane == 0) barrier_arrive(ring.empty_weights(slot.index));
       slot.advance();
     };
     // The stage `back` before the next one is not read any more.
     const auto release_x = [&](int back) {
       const int done = stage.index - back + (stage.index < back ? kStages : 0);
       if (lane < schedule.cluster_n) {
-        barrier_arrive_in(empty + 8 * done, part * schedule.cluster_n + lane);
+        barrier_arrive_in(ring.empty(done), part * schedule.cluster_n + lane);
       }
     };
     for (Sm90Piece piece = sm90_first_piece(schedule); piece.num_steps > 0;
@@ -197,12 +136,12 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       // stage's weights ready.
       const auto step = [&](int i, int half, uint32_t (&now)[kProducts][4],
                             uint32_t (&next)[kProducts][4]) {
-        const uint64_t x = wgmma_matrix(ring + stage.index * kBytesX);
-        barrier_wait(full + 8 * stage.index, stage.parity);
+        const uint64_t x = wgmma_matrix(ring.x(stage.index));
+        barrier_wait(ring.full(stage.index), stage.parity);
         wgmma_fence();
 #pragma unroll
         for (int s = 0; s < kProducts; ++s) {
-          Wgmma<T, kBlockM>::multiply(sum, now[s], x + (s / 4 * (kBoxBytes / 16) + s % 4 * 2),
+          Wgmma<T, kBlockM>::multiply(sum, now[s], x + (s / 4 * (Ring::kBoxBytes / 16) + s % 4 * 2),
                                       i > 0 || s > 0);
         }
         wgmma_commit();
@@ -217,7 +156,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
         step(i, 0, weights[0], weights[1]);
         if (i + 1 < piece.num_steps) step(i + 1, kStepsPerSlot - 1, weights[1], weights[0]);
       }
-      const int64_t channel = channels_of(piece.tile) + warp_channel + read_lane() / 4;
+      const int64_t channel = sm90_channel(schedule, piece.tile) + warp_channel + read_lane() / 4;
       ChannelPair channels;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -242,8 +181,9 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
           sums.add(worker * schedule.cluster_n + here.rank, sum);
         }
       }
-      const Sm90Output<T, kBlockM> output(p, staged, rows_of(piece.tile), channels_of(piece.tile),
-                                          group, warp % 4, read_lane());
+      const Sm90Output<T, kBlockM> output(p, ring.staged(), schedule.row_of(piece.tile, kBlockM),
+                                          sm90_channel(schedule, piece.tile), group, warp % 4,
+                                          read_lane());
       if (schedule.cluster_k == 1) {
         warpgroup_sync(group);      // the last tile's output has been read
         constexpr int kAtOnce = 4;  // more would need registers beside the sums
@@ -263,40 +203,16 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       } else {
         // The ring is free: this block has no further tile, and all that was on its way has come.
         warpgroups_sync();
-        const uint32_t mine = ring + thread * 16;
-        constexpr int kPitch = 32 * kSm90Warps * 16;
-#pragma unroll
-        for (int j = 0; j < kFragments; ++j) {
-          store_shared_16(mine + j * kPitch, &sum[4 * j]);
-        }
+        const uint32_t mine = ring.base + thread * 16;
+        leave_in_shared<kFragments>(mine, sum);
         cluster_sync();
         const int rank = sm90_place(schedule).rank, pairs = kFragments / 2;
         const int begin = pairs * part / schedule.cluster_k;
         const int end = pairs * (part + 1) / schedule.cluster_k;
 #pragma unroll 1
         for (int j = 2 * begin; j < 2 * end; j += 2) {
-          constexpr int kAtOnce = 4;
           float total[8] = {};
-          for (int k = 0; k < schedule.cluster_k; k += kAtOnce) {
-            float4 from[kAtOnce][2] = {};
-#pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-              if (k + i >= schedule.cluster_k) break;
-              const auto block = static_cast<uint32_t>(rank + (k + i) * schedule.cluster_n);
-              from[i][0] = load_cluster_16(mine + j * kPitch, block);
-              from[i][1] = load_cluster_16(mine + (j + 1) * kPitch, block);
-            }
-#pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-              for (int h = 0; h < 2; ++h) {
-                total[4 * h] += from[i][h].x;
-                total[4 * h + 1] += from[i][h].y;
-                total[4 * h + 2] += from[i][h].z;
-                total[4 * h + 3] += from[i][h].w;
-              }
-            }
-          }
+          add_in_cluster(mine, j, rank, schedule.cluster_n, schedule.cluster_k, total);
           if (p.activation == Activation::kNone) {
             output.template stage<false, 2>(j, total, channels);
           } else {

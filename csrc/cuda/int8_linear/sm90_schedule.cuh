@@ -35,6 +35,8 @@ struct Sm90Schedule {
   FLASHINT8_HOST_DEVICE int first_of_share(int share) const {
     return share * steps_per_share + (share < longer_shares ? share : longer_shares);
   }
+  // The first row of a tile; all tiles of rows of some channels come before the next channels'.
+  FLASHINT8_HOST_DEVICE int row_of(int tile, int block_m) const { return tile % tiles_m * block_m; }
 };
 
 inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, const Sm90Tile& tile,
@@ -84,6 +86,13 @@ __device__ __forceinline__ Sm90Place sm90_place(const Sm90Schedule& schedule) {
   const int shift = schedule.log2_cluster_n;
   const auto x = static_cast<int>(blockIdx.x), size = static_cast<int>(gridDim.x);
   return {x & schedule.cluster_n - 1, static_cast<int>(blockIdx.y), x >> shift, size >> shift};
+}
+
+// This block's first channel of a tile. It looks for its place again: a register less in the
+// products.
+__device__ __forceinline__ int sm90_channel(const Sm90Schedule& schedule, int tile) {
+  const int rank = sm90_place(schedule).rank;
+  return (tile / schedule.tiles_m * schedule.cluster_n + rank) * kSm90BlockN;
 }
 
 // From step `step` of all streamed tiles to the end of its tile or of the worker's run.

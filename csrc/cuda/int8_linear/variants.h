@@ -65,6 +65,7 @@ constexpr int kSm90BoxK = 64;  // of x, in a box
 constexpr int kSm90Warps = 8;  // that multiply, in two warpgroups; a third one copies
 constexpr int kSm90Threads = 32 * (kSm90Warps + 4);
 constexpr int kSm90MaxCluster = 8;
+constexpr int kSm90SumPitch = 32 * kSm90Warps * 16;  // of a block's fragments of sums, in bytes
 
 FLASHINT8_HOST_DEVICE constexpr int sm90_shared_bytes(const Sm90Tile& tile) {
   const int x = tile.stages * 2 * tile.block_k * tile.block_m;
