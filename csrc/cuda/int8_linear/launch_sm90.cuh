@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "../function_attributes.cuh"
+#include "../launch_kernel.cuh"
 #include "../tensor_map.h"
 #include "gemm_sm90.cuh"
 #include "launch.cuh"
@@ -43,20 +44,11 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cu
           describe_matrix(&map_x, 2, p.x, p.m, p.k, 2 * p.x_rows.stride[3], schedule.box_rows)) {
     return error;
   }
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
   const auto parts = static_cast<unsigned>(plan.num_splits);
-  attributes[0].val.clusterDim = {static_cast<unsigned>(plan.cluster), parts, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.num_blocks) / parts, parts);
-  config.blockDim = dim3(kSm90Threads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = plan.dependent_launch ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kKernel, p, map_w, map_x, schedule);
+  const dim3 grid(static_cast<unsigned>(plan.num_blocks) / parts, parts);
+  const dim3 cluster(static_cast<unsigned>(plan.cluster), parts);
+  return launch_clusters(kKernel, {grid, kSm90Threads, kBytes, plan.dependent_launch}, cluster,
+                         stream, p, map_w, map_x, schedule);
 }
 
 template <int kTile>
