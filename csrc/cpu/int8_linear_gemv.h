@@ -11,7 +11,6 @@ namespace {
 
 constexpr int64_t kGemvRows = kLanes == 16 ? 8 : 4;
 constexpr int kGemvSums = kLanes == 16 ? 24 : 10;  // registers for sums at most
-constexpr int64_t kGemvAhead = 16 << 10;           // bytes of the weight asked for in advance
 
 // Independent sums along k, so that their latency is hidden where there are few of them.
 constexpr int gemv_unroll(int sums) { return sums >= 8 ? 1 : (sums >= 4 ? 2 : 4); }
@@ -42,6 +41,7 @@ template <int kRows>
 struct FloatRows {
   static constexpr int kNumRows = kRows;
   static constexpr int kChannels = gemv_channels(kRows);
+  static constexpr int64_t kAhead = 16 << 10;  // bytes of the weight asked for in advance
   const float* x;
   int64_t ldx;
 
@@ -124,8 +124,8 @@ void gemv_rows(const Int8LinearParams& p, const LinearWork& work, const Rows& ro
   constexpr int kRows = Rows::kNumRows, kChannels = Rows::kChannels;
   const T* bias = static_cast<const T*>(p.bias);
   const int64_t group = larger(1, kChannels * p.weight_stride);
-  const bool one_stream = kChannels == 1 && (p.weight_stride == p.k || p.k >= kGemvAhead);
-  const int64_t ahead = one_stream ? kGemvAhead : round_up(kGemvAhead, group);
+  const bool one_stream = kChannels == 1 && (p.weight_stride == p.k || p.k >= Rows::kAhead);
+  const int64_t ahead = one_stream ? Rows::kAhead : round_up(Rows::kAhead, group);
   for (int64_t n = work.n_begin; n < work.n_end; n += kLanes) {
     const int64_t valid = smaller(kLanes, work.n_end - n);
     Vec sums[kRows][kLanes];
