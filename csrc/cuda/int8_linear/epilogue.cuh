@@ -28,10 +28,31 @@ __device__ __forceinline__ float load_bias(const void* bias, int64_t n) {
   return bias == nullptr ? 0.0f : to_float(static_cast<const T*>(bias)[n]);
 }
 
+// To a lane's four sums of a fragment those of another part of k.
+__device__ __forceinline__ void add_fragment(float* sum, const float4& other) {
+  sum[0] += other.x;
+  sum[1] += other.y;
+  sum[2] += other.z;
+  sum[3] += other.w;
+}
+
 struct ChannelPair {  // of channels n + g and n + g + 8
   float scale[2];
   float bias[2];
 };
+
+// channel: the first of the two.
+template <typename T>
+__device__ __forceinline__ ChannelPair load_channels(const Int8LinearParams& p, int64_t channel) {
+  ChannelPair channels;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const bool valid = channel + 8 * h < p.n;
+    channels.scale[h] = valid ? p.weight_scale[channel + 8 * h] : 0.0f;
+    channels.bias[h] = valid ? load_bias<T>(p.bias, channel + 8 * h) : 0.0f;
+  }
+  return channels;
+}
 
 // A scaled fragment of a gated product, layout in mma.cuh: lane (g, t) has channels g, g + 8 of
 // rows 2t, 2t + 1. Its 16 channels become 8 columns, of which lane (g, t) gets column g in y[0],

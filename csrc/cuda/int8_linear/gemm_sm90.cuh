@@ -157,13 +157,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
         if (i + 1 < piece.num_steps) step(i + 1, kStepsPerSlot - 1, weights[1], weights[0]);
       }
       const int64_t channel = sm90_channel(schedule, piece.tile) + warp_channel + read_lane() / 4;
-      ChannelPair channels;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const bool valid = channel + 8 * h < p.n;
-        channels.scale[h] = valid ? p.weight_scale[channel + 8 * h] : 0.0f;
-        channels.bias[h] = valid ? load_bias<T>(p.bias, channel + 8 * h) : 0.0f;
-      }
+      const ChannelPair channels = load_channels<T>(p, channel);
       wgmma_wait<0>();
       release_x(1);
 
@@ -187,17 +181,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       if (schedule.cluster_k == 1) {
         warpgroup_sync(group);      // the last tile's output has been read
         constexpr int kAtOnce = 4;  // more would need registers beside the sums
-        if (p.activation == Activation::kNone) {
-#pragma unroll
-          for (int j = 0; j < kFragments; j += kAtOnce) {
-            output.template stage<false, kAtOnce>(j, &sum[4 * j], channels);
-          }
-        } else {
-#pragma unroll
-          for (int j = 0; j < kFragments; j += kAtOnce) {
-            output.template stage<true, kAtOnce>(j, &sum[4 * j], channels);
-          }
-        }
+        output.template stage<kFragments, kAtOnce>(0, sum, channels);
         warpgroup_sync(group);
         output.write(0, kBlockM);
       } else {
@@ -213,11 +197,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
         for (int j = 2 * begin; j < 2 * end; j += 2) {
           float total[8] = {};
           add_in_cluster(mine, j, rank, schedule.cluster_n, schedule.cluster_k, total);
-          if (p.activation == Activation::kNone) {
-            output.template stage<false, 2>(j, total, channels);
-          } else {
-            output.template stage<true, 2>(j, total, channels);
-          }
+          output.template stage<2, 2>(j, total, channels);
         }
         warpgroup_sync(group);
         output.write(16 * begin, 16 * end);

@@ -77,11 +77,10 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
   constexpr GemvTile kShape = kGemvTiles[kTile];
   constexpr int kWarps = kShape.num_warps;
   constexpr int kRowTiles = kShape.block_m / 8;
-  constexpr int kPitch = kGemvPitch;
   constexpr int kLog2BlockN = 4;
   static_assert(1 << kLog2BlockN == kGemvBlockN);
   static_assert(kShape.block_m % 8 == 0);
-  __shared__ float sums[2][kWarps][kShape.block_m][kPitch];
+  __shared__ float sums[2][kWarps][kShape.block_m][kGemvPitch];
   static_assert(sizeof(sums) == gemv_sum_bytes(kShape));
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -177,9 +176,9 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
     for (int j = 0; j < kRowTiles; ++j) {
       float* destination = &sums[buffer][warp][8 * j + 2 * t][g];
       destination[0] = sum[j][0];
-      destination[kPitch] = sum[j][1];
+      destination[kGemvPitch] = sum[j][1];
       destination[8] = sum[j][2];
-      destination[kPitch + 8] = sum[j][3];
+      destination[kGemvPitch + 8] = sum[j][3];
     }
     __syncthreads();
     const auto value_of = [&](int row, int channel) {

@@ -1,7 +1,7 @@
 // Which INT8 linear kernel runs: a gemv for few rows of x, by a table; on Hopper its own gemm
-// (plan_sm90.cpp) from 17 or 33 rows on; else the portable gemm, of whose tiles and numbers of
-// blocks those that the card rules out are dropped and an estimate of the time decides. Earlier
-// candidates win ties.
+// (plan_sm90.cpp) from 33 rows on; else the portable gemm, of whose tiles and numbers of blocks
+// those that the card rules out are dropped and an estimate of the time decides. Earlier candidates
+// win ties.
 #include "flashint8/plan.h"
 
 #include <algorithm>
@@ -40,9 +40,8 @@ constexpr double kSplitSumClocks = 1050;  // the second launch, hidden in part
 constexpr double kUnitClocks = 120;       // of a k tile, its barrier and copies: of a block alone,
 constexpr double kUnitClocksPerBlock = 110;  // and of each that shares the multiprocessor
 constexpr double kOverlap = 0.5;             // what is left of needs that are not the longest
-constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
-constexpr int64_t kLongRow = 2048;     // of weights: several steps for each warp of a gemv
-constexpr int kSharedReserved = 1024;  // of each block, by the driver
+constexpr int64_t kLongRow = 2048;           // of weights: several steps for each warp of a gemv
+constexpr int kSharedReserved = 1024;        // of each block, by the driver
 
 bool aligned(const void* pointer, uintptr_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
@@ -94,6 +93,12 @@ int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
   return tiles <= most ? 2 : -1;
 }
 
+// What a block asks for so that a multiprocessor holds no more than `blocks` of them: where it has
+// room for more, those that come while the kernel ahead still runs would crowd on some.
+int64_t shared_bytes_of_few(int blocks, const Card& card) {
+  return card.shared_memory_per_block / (blocks + 1) + kSharedReserved;
+}
+
 LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile& tile) {
   LinearPlan plan;
   plan.kernel = LinearKernel::kGemv;
@@ -111,12 +116,10 @@ LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile
   const bool one_each = tile.num_warps == 8 && tile.block_m == 8 && p.k >= kLongRow;
   const int64_t blocks = one_each ? std::min(tiles, kMostBlocks) : ceil_div(tiles, rounds);
   plan.num_blocks = ceil_div(p.m, tile.block_m) * blocks;
-  // Where a multiprocessor has room for three of these blocks and two are enough, those that come
-  // while the kernel ahead still runs would crowd on some: they ask for more than a third of its
-  // shared memory.
+  // Room for three blocks, of which two are enough.
   const int64_t few = 2 * card.sm_count;
   if (tile.min_blocks == 3 && plan.num_blocks <= few && 4 * plan.num_blocks > 3 * few) {
-    plan.shared_bytes = card.shared_memory_per_block / 3 + kSharedReserved - gemv_sum_bytes(tile);
+    plan.shared_bytes = shared_bytes_of_few(2, card) - gemv_sum_bytes(tile);
   }
   return plan;
 }
@@ -147,11 +150,8 @@ Candidate gemm_candidate(const Int8LinearParams& p, const Card& card, const Gemm
   plan.shared_bytes = gemm_shared_bytes(tile);
   plan.num_splits = splits_of(tiles, k_tiles, blocks);
   plan.num_blocks = blocks;
-  // Where a multiprocessor has room for two of these blocks, those that come while the kernel ahead
-  // still runs would crowd on some: they ask for more than half of its shared memory.
   if (blocks <= card.sm_count) {
-    const int64_t more_than_half = card.shared_memory_per_block / 2 + kSharedReserved;
-    plan.shared_bytes = std::max(plan.shared_bytes, more_than_half);
+    plan.shared_bytes = std::max(plan.shared_bytes, shared_bytes_of_few(1, card));
   }
   const int64_t slots = plan.num_splits == 1 ? 0 : blocks + std::min(tiles, blocks);
   plan.workspace_bytes = slots * tile.block_m * tile.block_n * 4;
@@ -225,12 +225,11 @@ bool library_is_faster(const Int8LinearParams& p, const Card& card) {
 }
 
 LinearPlan library_plan(const Int8LinearParams& p) {
-  constexpr int64_t kScratchBytes = int64_t{32} << 20;
   LinearPlan plan;
   plan.kernel = LinearKernel::kLibrary;
   plan.num_warps = 8;  // of the conversion
   plan.stages = 1;
-  const int64_t fit = std::max<int64_t>(1, kScratchBytes / (2 * p.k));
+  const int64_t fit = std::max<int64_t>(1, kMaxWorkspace / (2 * p.k));
   const int64_t rounds = ceil_div(p.n, fit);
   plan.block_n = static_cast<int>(std::min(p.n, ceil_div(ceil_div(p.n, rounds), 128) * 128));
   if (plan.block_n > fit) plan.block_n = static_cast<int>(fit);

@@ -104,7 +104,6 @@ bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectori
 
 LinearPlan sm90_plan(const Int8LinearParams& p, const Card& card) {
   constexpr int kStreamedCluster = 2;
-  constexpr int64_t kMaxWorkspace = int64_t{32} << 20;
   LinearPlan plan;
   plan.kernel = LinearKernel::kGemmSm90;
   plan.block_n = kSm90BlockN;

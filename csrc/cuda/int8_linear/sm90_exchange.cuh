@@ -4,6 +4,7 @@
 
 #include "../device/linear_ptx.cuh"
 #include "../device/shared_barrier.cuh"
+#include "epilogue.cuh"
 #include "variants.h"
 
 namespace flashint8::cuda {
@@ -36,12 +37,7 @@ __device__ __forceinline__ void add_in_cluster(uint32_t shared, int j, int first
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        total[4 * h] += from[i][h].x;
-        total[4 * h + 1] += from[i][h].y;
-        total[4 * h + 2] += from[i][h].z;
-        total[4 * h + 3] += from[i][h].w;
-      }
+      for (int h = 0; h < 2; ++h) add_fragment(total + 4 * h, from[i][h]);
     }
   }
 }

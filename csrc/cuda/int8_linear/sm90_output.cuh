@@ -31,32 +31,17 @@ class Sm90Output {
         gated_(p.activation == Activation::kSiluMul) {}
 
   // The sums of kCount fragments (64 channels x 8 rows, layout in wgmma.cuh), j the first of them,
-  // to shared memory. In passes, as store_output. kActivated: there may be an activation; where
-  // there is none, code that is not interrupted by theirs is fetched faster.
-  template <bool kActivated, int kCount>
+  // to shared memory, kAtOnce at a time.
+  template <int kCount, int kAtOnce>
   __device__ __forceinline__ void stage(int j, const float* sum,
                                         const ChannelPair& channels) const {
-    static_assert(kCount % 2 == 0);
-    float c[kCount][4];
+    // Code for no activation that is not interrupted by theirs is fetched faster.
+    if (p_.activation == Activation::kNone) {
 #pragma unroll
-    for (int f = 0; f < kCount; ++f) {
+      for (int f = 0; f < kCount; f += kAtOnce) pass<false, kAtOnce>(j + f, &sum[4 * f], channels);
+    } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        c[f][i] = fmaf(sum[4 * f + i], channels.scale[i / 2], channels.bias[i / 2]);
-      }
-    }
-    if constexpr (kActivated) activate(c, p_.activation, lane_);
-    const int matrix = lane_ / 8, row = lane_ % 8;
-#pragma unroll
-    for (int f = 0; f < kCount; f += 2) {
-      const uint32_t values[4] = {pack2<T>(c[f][0], c[f][1]), pack2<T>(c[f][2], c[f][3]),
-                                  pack2<T>(c[f + 1][0], c[f + 1][1]),
-                                  pack2<T>(c[f + 1][2], c[f + 1][3])};
-      if (kActivated && gated_) {
-        stmatrix_x2_trans(address(8 * (j + f + matrix % 2) + row, warp_), values[0], values[2]);
-      } else {
-        stmatrix_x4_trans(address(8 * (j + f + matrix / 2) + row, 2 * warp_ + matrix % 2), values);
-      }
+      for (int f = 0; f < kCount; f += kAtOnce) pass<true, kAtOnce>(j + f, &sum[4 * f], channels);
     }
   }
 
@@ -93,6 +78,33 @@ class Sm90Output {
   }
 
  private:
+  // In passes over the fragments, as store_output.
+  template <bool kActivated, int kCount>
+  __device__ __forceinline__ void pass(int j, const float* sum, const ChannelPair& channels) const {
+    static_assert(kCount % 2 == 0);
+    float c[kCount][4];
+#pragma unroll
+    for (int f = 0; f < kCount; ++f) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        c[f][i] = fmaf(sum[4 * f + i], channels.scale[i / 2], channels.bias[i / 2]);
+      }
+    }
+    if constexpr (kActivated) activate(c, p_.activation, lane_);
+    const int matrix = lane_ / 8, row = lane_ % 8;
+#pragma unroll
+    for (int f = 0; f < kCount; f += 2) {
+      const uint32_t values[4] = {pack2<T>(c[f][0], c[f][1]), pack2<T>(c[f][2], c[f][3]),
+                                  pack2<T>(c[f + 1][0], c[f + 1][1]),
+                                  pack2<T>(c[f + 1][2], c[f + 1][3])};
+      if (kActivated && gated_) {
+        stmatrix_x2_trans(address(8 * (j + f + matrix % 2) + row, warp_), values[0], values[2]);
+      } else {
+        stmatrix_x4_trans(address(8 * (j + f + matrix / 2) + row, 2 * warp_ + matrix % 2), values);
+      }
+    }
+  }
+
   __device__ __forceinline__ uint32_t address(int row, int piece) const {
     return staged_ + row * kRowBytes + (piece ^ (row & 7)) * 16;
   }

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "../device/global_flag.cuh"
+#include "epilogue.cuh"
 #include "variants.h"
 
 namespace flashint8::cuda {
@@ -41,12 +42,7 @@ class Sm90Sums {
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) v[j] = __ldcg(theirs + (begin + j) * kThreads);
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        sum[4 * (begin + j)] += v[j].x;
-        sum[4 * (begin + j) + 1] += v[j].y;
-        sum[4 * (begin + j) + 2] += v[j].z;
-        sum[4 * (begin + j) + 3] += v[j].w;
-      }
+      for (int j = 0; j < kAtOnce; ++j) add_fragment(sum + 4 * (begin + j), v[j]);
     }
   }
 

@@ -36,24 +36,14 @@ __global__ void __launch_bounds__(32 * kSplitSumWarps)
   if (first == last) return;
   wait_for_prerequisite();
 
-  ChannelPair channels;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int64_t channel = n + lane / 4 + 8 * h;
-    channels.scale[h] = channel < p.n ? p.weight_scale[channel] : 0.0f;
-    channels.bias[h] = channel < p.n ? load_bias<T>(p.bias, channel) : 0.0f;
-  }
+  const ChannelPair channels = load_channels<T>(p, n + lane / 4);
   const auto* partial =
       static_cast<const float4*>(p.workspace) + fragment_index(0, per_tile, fragment, lane);
   const int64_t slot_stride = per_tile * 32;
   float sum[1][1][4] = {};
 #pragma unroll 8
   for (int b = first; b <= last; ++b) {
-    const float4 v = partial[schedule.slot(b, tile, b == first) * slot_stride];
-    sum[0][0][0] += v.x;
-    sum[0][0][1] += v.y;
-    sum[0][0][2] += v.z;
-    sum[0][0][3] += v.w;
+    add_fragment(sum[0][0], partial[schedule.slot(b, tile, b == first) * slot_stride]);
   }
   store_output<T>(p, m, n, sum, [&](int, int) { return channels; });
 }
