@@ -169,6 +169,17 @@ def test_gemv(cuda: str, block_m: int, num_warps: int, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("problem", [(100, 500, 208), (50, 2300, 776)], ids=["once", "twice"])
+def test_gemv_of_many_rows(cuda: str, problem: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """Little work, at once or in two rounds of tiles, on an H100; others may take a gemm."""
+    card = flashint8.Card.of()
+    plan = flashint8.explain("int8_linear", *meta_linear(*problem), card=card)
+    if card.sm_count == 132:
+        assert (plan.kernel, plan.details["block_m"]) == ("gemv", 16)
+    run_linear(*problem, dtype, cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gemv_unaligned(cuda: str, dtype: torch.dtype) -> None:
     for m in (1, 33, 70):
         x = randn(m, 77, dtype=dtype, device=cuda)

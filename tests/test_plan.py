@@ -256,6 +256,9 @@ def test_hopper_clusters(m: int) -> None:
     for n, k in ((8, 16), (128, 64), (768, 768), (4096, 208), (4096, 4096), (11008, 4096)):
         plan = explain("int8_linear", *linear_args(m, n, k), card=card)
         details, what = plan.details, f"M {m} N {n} K {k}: {plan}"
+        if plan.kernel == "gemv":  # little work
+            assert m * n * k < 2**28, what
+            continue
         assert plan.kernel == "gemm_sm90", what
         size = details["cluster"] * details["num_splits"]
         assert size <= 8, what
@@ -283,6 +286,17 @@ def test_hopper_streams_tiles_that_do_not_come_out_even() -> None:
         assert (details["streamed_tiles"], details["workspace_bytes"]) == (0, 0)
 
 
+def test_little_work_is_for_the_gemv() -> None:
+    """Blocks of 16 rows x 16 channels that the card takes in one round or two."""
+    card = CARDS["sm_90 H100"]
+    for m, n, k in ((33, 768, 768), (128, 768, 768), (64, 2304, 768), (64, 768, 3072)):
+        plan = explain("int8_linear", *linear_args(m, n, k), card=card)
+        assert (plan.kernel, plan.details["block_m"]) == ("gemv", 16), plan
+        assert plan.details["num_blocks"] <= 3 * card.sm_count, plan
+    for m, n, k in ((256, 768, 768), (128, 2304, 768), (128, 768, 3072), (64, 2048, 2048)):
+        assert explain("int8_linear", *linear_args(m, n, k), card=card).kernel == "gemm_sm90"
+
+
 def test_few_rows_are_not_for_hoppers_gemm() -> None:
     card = CARDS["sm_90 H100"]
     for m in (1, 8, 16, 32):
@@ -297,7 +311,7 @@ def test_a_card_that_nothing_fits() -> None:
     with pytest.raises(ValueError, match="no attention kernel fits"):
         explain("attention", *qkv(SHAPES[0], 256), card=tiny)
     with pytest.raises(ValueError, match="no int8_linear kernel fits"):
-        explain("int8_linear", *linear_args(600, 64, 64), card=tiny)
+        explain("int8_linear", *linear_args(600, 640, 640), card=tiny)
 
 
 def test_plan_card_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-// Which INT8 linear kernel runs: a gemv for few rows of x, by a table; on Hopper its own gemm
-// (plan_sm90.cpp) from 33 rows on; else the portable gemm, of whose tiles and numbers of blocks
-// those that the card rules out are dropped and an estimate of the time decides. Earlier candidates
-// win ties.
+// Which INT8 linear kernel runs: a gemv for few rows of x or little work, by measured thresholds; on
+// Hopper its own gemm (plan_sm90.cpp) from 33 rows on; else the portable gemm, of whose tiles and
+// numbers of blocks those that the card rules out are dropped and an estimate of the time decides.
+// Earlier candidates win ties.
 #include "flashint8/plan.h"
 
 #include <algorithm>
@@ -78,6 +78,16 @@ bool many_warps(const Int8LinearParams& p, const Card& card, int64_t tiles) {
   return p.k >= kLongRow && tiles > 2 * at_once && tiles <= 3 * at_once;
 }
 
+// Whether so little is to be done that a gemv of 16 rows a block, which fills the card at once or
+// nearly so and is short to start and end, beats a gemm of any kind.
+bool is_little_work(const Int8LinearParams& p, const Card& card, int64_t tiles) {
+  constexpr int64_t kOneRound = 4600, kTwoRounds = 4200;  // k of a multiprocessor's blocks
+  const int64_t blocks = tiles * ceil_div(p.m, kGemvTiles[2].block_m);
+  const int64_t at_once = int64_t{kGemvTiles[2].min_blocks} * card.sm_count;
+  return blocks <= 2 * at_once &&
+         blocks * p.k <= card.sm_count * (blocks <= at_once ? kOneRound : kTwoRounds);
+}
+
 // The row of kGemvTiles for few rows of x, or -1: the gemm is faster. Measured on an H100
 // (docs/performance.md), with weights of up to 16 Mi (9 to 16 rows) or 4 Mi. 8 rows at a time pay
 // where few blocks read the same weights twice, 16 where those that a multiprocessor holds are
@@ -87,7 +97,8 @@ int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
   if (!vectorized) return 3;
   const int64_t tiles = ceil_div(p.n, kGemvBlockN);
   if (p.m <= 8) return many_warps(p, card, tiles) ? 0 : 1;
-  if (p.m > 32 || p.n * p.k > (p.m <= 16 ? kMediumWeight : kSmallWeight)) return -1;
+  if (p.m > 32) return is_little_work(p, card, tiles) ? 2 : -1;
+  if (p.n * p.k > (p.m <= 16 ? kMediumWeight : kSmallWeight)) return -1;
   if (p.m <= 16 && tiles <= card.sm_count) return 0;
   const int64_t most = p.m <= 16 ? 2 * card.sm_count : 3 * card.sm_count / 2;
   return tiles <= most ? 2 : -1;
@@ -112,10 +123,12 @@ LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile
   // As many blocks as the chip holds, or fewer, so that each has the same number of tiles; or one
   // for each tile, if it is long enough: multiprocessors that memory serves faster get more then.
   constexpr int64_t kMostBlocks = 65535;  // along y
-  const int64_t rounds = ceil_div(tiles, int64_t{tile.min_blocks} * card.sm_count);
+  const int64_t row_blocks = std::max<int64_t>(1, ceil_div(p.m, tile.block_m));
+  const int64_t at_once = int64_t{tile.min_blocks} * card.sm_count;
+  const int64_t rounds = ceil_div(tiles * (tile.block_m == 16 ? row_blocks : 1), at_once);
   const bool one_each = tile.num_warps == 8 && tile.block_m == 8 && p.k >= kLongRow;
   const int64_t blocks = one_each ? std::min(tiles, kMostBlocks) : ceil_div(tiles, rounds);
-  plan.num_blocks = ceil_div(p.m, tile.block_m) * blocks;
+  plan.num_blocks = row_blocks * blocks;
   // Room for three blocks, of which two are enough.
   const int64_t few = 2 * card.sm_count;
   if (tile.min_blocks == 3 && plan.num_blocks <= few && 4 * plan.num_blocks > 3 * few) {
@@ -244,13 +257,12 @@ LinearPlan library_plan(const Int8LinearParams& p) {
 LinearPlan plan_int8_linear(const Int8LinearParams& params, const Card& card) {
   const bool vectorized = can_vectorize(params);
   LinearPlan plan;
-  const int gemv = gemv_tile(params, card, vectorized);
-  if (sm90_can_multiply(params, card, vectorized)) {
-    plan = sm90_plan(params, card);
-  } else if (vectorized && library_is_faster(params, card)) {
-    plan = library_plan(params);
-  } else if (gemv >= 0) {
+  if (const int gemv = gemv_tile(params, card, vectorized); gemv >= 0) {
     plan = gemv_plan(params, card, kGemvTiles[gemv]);
+  } else if (sm90_can_multiply(params, card, vectorized)) {
+    plan = sm90_plan(params, card);
+  } else if (library_is_faster(params, card)) {
+    plan = library_plan(params);
   } else {
     plan = gemm_plan(params, card);
   }
