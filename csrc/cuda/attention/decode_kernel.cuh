@@ -220,8 +220,8 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
       },
       num_rows, head_dim);
   if (appends()) {
-    if (appended >= 0 && tile_begin < tile_end && warp == (tile_end - 1 - tile_begin) % num_warps &&
-        split == args.num_splits - 1) {
+    if (appended >= 0 && split == args.num_splits - 1 &&
+        warp == (tile_end - 1 - tile_begin) % num_warps) {
       stage_token<Traits>(args.append, batch, kv_head, position, first_row == 0, block_bounds + 32);
     }
     if (args.append.cos_sin != nullptr) rotate_query<Traits>(q, table_row(args.append, position));
