@@ -124,9 +124,10 @@ Tensor attention_with_kvcache(const Tensor& q, const Tensor& k, const Tensor& v,
   const CudaCall cuda_call("attention_with_kvcache", call.attention.q);
   params.append = &call.append;
   params.cache_ready = cache_ready;
-  AttentionPlan plan = plan_attention(params, cuda_call.card());
+  AttentionPlan plan;
+  if (!is_empty(params)) plan = plan_attention(params, cuda_call.card());
   std::optional<Tensor> rotated;
-  if (!plan.appends || is_empty(params)) {
+  if (!plan.appends) {
     params.append = nullptr;
     rotated = rotate_apart(call);
     cuda_call.check(cuda::launch_rope_append(call.append, cuda_call.card(), cuda_call.stream()));
