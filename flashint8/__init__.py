@@ -1,7 +1,7 @@
 """Fused exact attention and INT8 weight-only linear layers for PyTorch inference."""
 
 from flashint8._version import __version__
-from flashint8.decoder import add_norm_, rope_append_, silu_mul
+from flashint8.decoder import add_norm_, attention_with_kvcache, rope_append_, silu_mul
 from flashint8.fit import will_it_fit
 from flashint8.functional import (
     attention,
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "add_norm_",
     "attention",
+    "attention_with_kvcache",
     "attention_with_lse",
     "explain",
     "int8_linear",

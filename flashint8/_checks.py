@@ -82,38 +82,38 @@ def _check_row_numbers(what: str, tensor: Tensor, q: Tensor) -> None:
         raise ValueError(f"{what} must have shape ({q.shape[0]},), got {shape_text(tensor)}")
 
 
-def _check_head_dim(head_dim: int, device_type: str) -> None:
+def _check_head_dim(op: str, head_dim: int, device_type: str) -> None:
     if head_dim < 1:
-        raise ValueError(f"attention: head_dim must be at least 1, got {head_dim}")
+        raise ValueError(f"{op}: head_dim must be at least 1, got {head_dim}")
     if head_dim > MAX_HEAD_DIM:
-        raise ValueError(f"attention: head_dim must be at most {MAX_HEAD_DIM}, got {head_dim}")
+        raise ValueError(f"{op}: head_dim must be at most {MAX_HEAD_DIM}, got {head_dim}")
     if device_type == "cuda" and head_dim % 8 != 0:
-        raise ValueError(f"attention: head_dim must be a multiple of 8 on CUDA, got {head_dim}")
+        raise ValueError(f"{op}: head_dim must be a multiple of 8 on CUDA, got {head_dim}")
 
 
-def _check_scale_and_softcap(scale: float, softcap: float) -> None:
+def _check_scale_and_softcap(op: str, scale: float, softcap: float) -> None:
     """Both are used in float32."""
     cap = ctypes.c_float(softcap).value
     if not (softcap >= 0 and math.isfinite(cap)):
-        raise ValueError(f"attention: softcap must be finite and at least 0, got {softcap:g}")
+        raise ValueError(f"{op}: softcap must be finite and at least 0, got {softcap:g}")
     if not math.isfinite(ctypes.c_float(scale).value):
-        raise ValueError(f"attention: scale must be finite, got {scale:g}")
+        raise ValueError(f"{op}: scale must be finite, got {scale:g}")
     if softcap > 0 and (
         cap < SMALLEST_FLOAT32 or not math.isfinite(ctypes.c_float(scale / cap).value)
     ):
         raise ValueError(
-            f"attention: scale / softcap must be finite in float32, got {scale:g} / {softcap:g}"
+            f"{op}: scale / softcap must be finite in float32, got {scale:g} / {softcap:g}"
         )
 
 
-def _check_options(causal: int, window: int, softcap: float, scale: float | None) -> None:
+def _check_options(op: str, causal: int, window: int, softcap: float, scale: float | None) -> None:
     if causal not in (0, 1, 2):
         raise ValueError(f"attention: causal must be 0, 1 or 2, got {causal}")
     if window != -1 and window <= 0:
         raise ValueError(f"attention: window must be -1 or positive, got {window}")
     if window > 0 and causal == 0:
         raise ValueError("attention: window needs causal 1 or 2, got causal 0")
-    _check_scale_and_softcap(1.0 if scale is None else scale, softcap)
+    _check_scale_and_softcap(op, 1.0 if scale is None else scale, softcap)
 
 
 def check_attention(
@@ -129,8 +129,12 @@ def check_attention(
     scale: float | None = None,
     fp16_accumulate: bool = False,
     device_type: str | None = None,
+    op: str = "attention",
 ) -> None:
-    """Checks `attention`'s arguments by the rules of `device_type` (None: that of q)."""
+    """Checks `attention`'s arguments by the rules of `device_type` (None: that of q).
+
+    op: named where another operator's own checks leave q, k and v to be refused.
+    """
     device_type = device_type or q.device.type
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if tensor.dim() != 4:
@@ -147,11 +151,9 @@ def check_attention(
         raise ValueError(f"attention: v has {v.shape[2]} keys, k has {k.shape[2]}")
     num_heads, num_kv_heads = q.shape[1], k.shape[1]
     if num_heads != 0 if num_kv_heads == 0 else num_heads % num_kv_heads != 0:
-        raise ValueError(
-            f"attention: q has {num_heads} heads, not a multiple of k's {num_kv_heads}"
-        )
-    _check_head_dim(q.shape[3], device_type)
-    _check_options(causal, window, softcap, scale)
+        raise ValueError(f"{op}: q has {num_heads} heads, not a multiple of k's {num_kv_heads}")
+    _check_head_dim(op, q.shape[3], device_type)
+    _check_options(op, causal, window, softcap, scale)
     if fp16_accumulate and q.dtype != torch.float16:
         raise ValueError(f"attention: fp16_accumulate needs float16, got {dtype_name(q.dtype)}")
     if kv_lengths is not None:
@@ -293,8 +295,7 @@ def _check_heads(
     _check_last_dim(what, tensor)
 
 
-def _check_table(table: Tensor, q: Tensor, slots: int) -> None:
-    what = "rope_append_: cos_sin"
+def _check_table(what: str, table: Tensor, q: Tensor, slots: int) -> None:
     _check_typed(what, table, torch.float32, "q", q)
     if table.dim() != 2:
         raise ValueError(f"{what} must have 2 dimensions (P, R), got {table.dim()}")
@@ -309,6 +310,33 @@ def _check_table(table: Tensor, q: Tensor, slots: int) -> None:
         raise ValueError(f"{what} must have a row for each of k_cache's {slots} slots, got {rows}")
 
 
+def _check_append(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None = None,
+) -> None:
+    """Checks all but where q goes."""
+    if q.dim() != 4:
+        raise ValueError(f"{op}: q must have 4 dimensions (B, H, T, D), got {q.dim()}")
+    _check_float(f"{op}: q", q, q.device.type)
+    _check_last_dim(f"{op}: q", q)
+    tokens = q.shape[2]
+    _check_heads(f"{op}: k", k, q, None, tokens)
+    _check_heads(f"{op}: v", v, q, k.shape[1], tokens)
+    _check_heads(f"{op}: k_cache", k_cache, q, k.shape[1], None)
+    _check_heads(f"{op}: v_cache", v_cache, q, k.shape[1], k_cache.shape[2])
+    _check_row_numbers(f"{op}: positions", positions, q)
+    _check_written(f"{op}: k_cache", k_cache)
+    _check_written(f"{op}: v_cache", v_cache)
+    if cos_sin is not None:
+        _check_table(f"{op}: cos_sin", cos_sin, q, k_cache.shape[2])
+
+
 def check_rope_append(
     q: Tensor,
     k: Tensor,
@@ -319,21 +347,27 @@ def check_rope_append(
     cos_sin: Tensor | None = None,
 ) -> None:
     """Checks `rope_append_`'s arguments."""
-    if q.dim() != 4:
-        raise ValueError(f"rope_append_: q must have 4 dimensions (B, H, T, D), got {q.dim()}")
-    _check_float("rope_append_: q", q, q.device.type)
-    _check_last_dim("rope_append_: q", q)
-    tokens = q.shape[2]
-    _check_heads("rope_append_: k", k, q, None, tokens)
-    _check_heads("rope_append_: v", v, q, k.shape[1], tokens)
-    _check_heads("rope_append_: k_cache", k_cache, q, k.shape[1], None)
-    _check_heads("rope_append_: v_cache", v_cache, q, k.shape[1], k_cache.shape[2])
-    _check_row_numbers("rope_append_: positions", positions, q)
+    _check_append("rope_append_", q, k, v, k_cache, v_cache, positions, cos_sin)
     _check_written("rope_append_: q", q)
-    _check_written("rope_append_: k_cache", k_cache)
-    _check_written("rope_append_: v_cache", v_cache)
-    if cos_sin is not None:
-        _check_table(cos_sin, q, k_cache.shape[2])
+
+
+def check_attention_with_kvcache(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None = None,
+    *,
+    scale: float | None = None,
+) -> None:
+    """Checks `attention_with_kvcache`'s arguments."""
+    op = "attention_with_kvcache"
+    _check_append(op, q, k, v, k_cache, v_cache, positions, cos_sin)
+    if q.shape[2] != 1:
+        raise ValueError(f"{op}: q must hold one token a row, (B, Hq, 1, D), got {shape_text(q)}")
+    check_attention(q, k_cache, v_cache, positions, scale=scale, op=op)
 
 
 def check_add_norm(

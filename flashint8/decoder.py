@@ -10,6 +10,7 @@ from torch import Tensor
 from flashint8 import ops
 
 _rope_append = ops.rope_append_
+_attention_with_kvcache = ops.attention_with_kvcache
 _add_norm = ops.add_norm_
 _silu_mul = ops.silu_mul
 _embed = ops.embed_
@@ -62,6 +63,78 @@ def rope_append_(
         _rope_append(q, k, v, k_cache, v_cache, positions, cos_sin, interleaved=True)
     else:
         _rope_append(q, k, v, k_cache, v_cache, positions, cos_sin)
+
+
+def attention_with_kvcache(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+    scale: float | None = None,
+    cache_ready: bool = False,
+) -> Tensor:
+    """Attention of a decoding step: `rope_append_`, then `attention` over the cache, in one.
+
+    After FlashAttention's ``flash_attn_with_kvcache`` (Dao et al., arXiv:2307.08691). What
+    ``rope_append_(q, k, v, k_cache, v_cache, positions, cos_sin)`` followed by
+    ``attention(q, k_cache, v_cache, positions + 1)`` compute, except that q stays as it is. On
+    CUDA it is one kernel where tensors lie on 16 bytes and cos_sin, if given, turns whole heads of
+    64, 128 or 256 elements by their halves; otherwise two.
+
+    A token whose slot ``positions[b]`` is outside [0, S) is not written, and q then sees the cache
+    as it is: all of it, or, where the position is negative, nothing, which gives 0.
+
+    Args:
+        q: (B, Hq, 1, D), float16 or bfloat16, on the CPU float32 too: one new token a row. Any
+            strides, as long as the last dimension is contiguous, for all five: views of one fused
+            projection are taken as they lie.
+        k: (B, Hkv, 1, D), q's dtype. Hq is a multiple of Hkv.
+        v: (B, Hkv, 1, D), q's dtype; never rotated.
+        k_cache: (B, Hkv, S, D), q's dtype; written at the tokens' slots. Must not share memory
+            with q, k or v; nor must v_cache.
+        v_cache: (B, Hkv, S, D), q's dtype; likewise.
+        positions: (B,) int32 on q's device: how many tokens each row's cache holds already.
+        cos_sin: (P, R) float32, P >= S, as `rope_append_` takes it. None: nothing is rotated.
+        interleaved: as for `rope_append_`.
+        scale: multiplies the scores; default 1 / sqrt(D).
+        cache_ready: a promise that no kernel still under way writes positions, cos_sin or the
+            caches' rows before ``positions[b]``, so that a GPU may read them before the kernel
+            ahead in the stream has ended. On a GPU older than Hopper, and on the CPU, it changes
+            nothing.
+
+    Returns:
+        (B, Hq, 1, D) in q's dtype and memory order.
+
+    Raises:
+        ValueError: an argument's shape, dtype, device, stride or value; the message names it. D is
+            at most 256, on CUDA a multiple of 8.
+        RuntimeError: grad is enabled and an input requires it; no built code runs on this GPU.
+    """
+    if _is_grad_enabled():
+        ops.refuse_grad("attention_with_kvcache", q, k, v, k_cache, v_cache)
+    if interleaved or scale is not None:
+        return _attention_with_kvcache(
+            q,
+            k,
+            v,
+            k_cache,
+            v_cache,
+            positions,
+            cos_sin,
+            interleaved=interleaved,
+            scale=scale,
+            cache_ready=cache_ready,
+        )
+    if cache_ready:  # each keyword passed costs 0.3 us
+        return _attention_with_kvcache(
+            q, k, v, k_cache, v_cache, positions, cos_sin, cache_ready=True
+        )
+    return _attention_with_kvcache(q, k, v, k_cache, v_cache, positions, cos_sin)
 
 
 def add_norm_(

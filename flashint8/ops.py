@@ -21,6 +21,7 @@ attention_with_lse: Callable[..., tuple[Tensor, Tensor]] = _namespace.attention_
 int8_linear: Callable[..., Tensor] = _namespace.int8_linear.default
 quantize_per_channel: Callable[..., tuple[Tensor, Tensor]] = _namespace.quantize_per_channel.default
 rope_append_: Callable[..., None] = _namespace.rope_append_.default
+attention_with_kvcache: Callable[..., Tensor] = _namespace.attention_with_kvcache.default
 add_norm_: Callable[..., Tensor] = _namespace.add_norm_.default
 silu_mul: Callable[..., Tensor] = _namespace.silu_mul.default
 embed_: Callable[..., None] = _namespace.embed_.default
@@ -133,6 +134,23 @@ def _rope_append_fake(
     _checks.check_rope_append(q, k, v, k_cache, v_cache, positions, cos_sin)
 
 
+def _attention_with_kvcache_fake(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+    scale: float | None = None,
+    cache_ready: bool = False,
+) -> Tensor:
+    _checks.check_attention_with_kvcache(q, k, v, k_cache, v_cache, positions, cos_sin, scale=scale)
+    return q.new_empty_strided(q.shape, _checks.attention_output_strides(q))
+
+
 def _add_norm_fake(
     residual: Tensor,
     x: Tensor | None,
@@ -156,6 +174,7 @@ torch.library.register_fake("flashint8::attention_with_lse", _attention_with_lse
 torch.library.register_fake("flashint8::int8_linear", _int8_linear_fake)
 torch.library.register_fake("flashint8::quantize_per_channel", _quantize_per_channel_fake)
 torch.library.register_fake("flashint8::rope_append_", _rope_append_fake)
+torch.library.register_fake("flashint8::attention_with_kvcache", _attention_with_kvcache_fake)
 torch.library.register_fake("flashint8::add_norm_", _add_norm_fake)
 torch.library.register_fake("flashint8::silu_mul", _silu_mul_fake)
 torch.library.register_fake("flashint8::embed_", _checks_tokens.check_embed)

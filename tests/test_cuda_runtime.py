@@ -31,6 +31,15 @@ def attention_case(name: str, device: str, head_dim: int = 64) -> tuple[Tensor, 
     return q, k, v, lengths
 
 
+def kvcache_case(device: str) -> tuple[Tensor, ...]:
+    q, k_cache, v_cache = make_qkv(2, 8, 2, 1, 3000, 64, torch.float16, device)
+    k, v = (randn(2, 2, 1, 64, dtype=torch.float16, device=device) for _ in "kv")
+    positions = int32([2000, 60], device)
+    assert positions is not None
+    cos_sin = randn(3000, 64, dtype=torch.float32, device=device)
+    return q, k, v, k_cache, v_cache, positions, cos_sin
+
+
 def linear_case(m: int, device: str, n: int = 520) -> tuple[Tensor, ...]:
     x = randn(m, 1024, dtype=torch.float16, device=device)
     return x, *quantised(n, 1024, device), randn(n, dtype=torch.float16, device=device)
@@ -41,6 +50,7 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[str], tuple[Tensor, ...]
         f"attention-{name}": (flashint8.attention, lambda d, name=name: attention_case(name, d))
         for name in ATTENTION_SHAPES
     },
+    "attention_with_kvcache": (flashint8.attention_with_kvcache, kvcache_case),
     **{
         f"int8_linear-{m}": (flashint8.int8_linear, lambda d, m=m: linear_case(m, d))
         for m in LINEAR_ROWS

@@ -1,4 +1,4 @@
-"""rope_append_, add_norm_ and silu_mul as torch sees them, and what they refuse."""
+"""The decoder's small operators as torch sees them, and what they refuse."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ import flashint8
 SCHEMAS = {
     "rope_append_": "(Tensor(a!) q, Tensor k, Tensor v, Tensor(b!) k_cache, Tensor(c!) v_cache, "
     "Tensor positions, Tensor? cos_sin=None, *, bool interleaved=False) -> ()",
+    "attention_with_kvcache": "(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, "
+    "Tensor(b!) v_cache, Tensor positions, Tensor? cos_sin=None, *, bool interleaved=False, "
+    "float? scale=None, bool cache_ready=False) -> Tensor",
     "add_norm_": "(Tensor(a!) residual, Tensor? x, Tensor weight, Tensor? bias=None, *, "
     "float eps=1.0000000000000001e-05, bool rms=True) -> Tensor",
     "silu_mul": "(Tensor gate_up) -> Tensor",
@@ -43,6 +46,22 @@ def rope_samples(device: str) -> list[tuple[tuple, dict]]:
     return [*samples, ((q, k, v, *(c[:, :, 1:] for c in cache), args[-1], cos_sin), {})]
 
 
+def kvcache_samples(device: str) -> list[tuple[tuple, dict]]:
+    samples = []
+    for dtype in dtypes_on(device):
+        q, k, v = (randn(2, h, 1, 64, dtype=dtype, device=device) for h in (4, 2, 2))
+        cache = [randn(2, 2, 9, 64, dtype=dtype, device=device) for _ in range(2)]
+        args = (q, k, v, *cache, int32([0, 9], device))
+        cos_sin = randn(9, 64, dtype=torch.float32, device=device)
+        samples += [
+            (args, {}),
+            ((*args, cos_sin), {"scale": 0.2, "cache_ready": True}),
+            ((*args, cos_sin), {"interleaved": True}),
+        ]
+    q = q.transpose(0, 1).contiguous().transpose(0, 1)
+    return [*samples, ((q, *args[1:]), {}), (tuple(a[:0] for a in args), {})]
+
+
 def add_norm_samples(device: str) -> list[tuple[tuple, dict]]:
     samples = []
     for dtype in dtypes_on(device):
@@ -62,6 +81,7 @@ def silu_mul_samples(device: str) -> list[tuple[tuple, dict]]:
 
 SAMPLES: dict[str, Callable[[str], list[tuple[tuple, dict]]]] = {
     "rope_append_": rope_samples,
+    "attention_with_kvcache": kvcache_samples,
     "add_norm_": add_norm_samples,
     "silu_mul": silu_mul_samples,
 }
@@ -74,7 +94,7 @@ def test_opcheck(device: str, op: str) -> None:
         torch.library.opcheck(getattr(torch.ops.flashint8, op).default, args, kwargs)
 
 
-@pytest.mark.parametrize("op", ["add_norm_", "silu_mul"])
+@pytest.mark.parametrize("op", ["attention_with_kvcache", "add_norm_", "silu_mul"])
 def test_fake_kernel_gives_the_real_layout(device: str, op: str) -> None:
     function = getattr(torch.ops.flashint8, op)
     for args, kwargs in SAMPLES[op](device):
@@ -176,6 +196,15 @@ GOOD: dict[str, dict[str, Make]] = {
         "positions": ones(2, dtype=torch.int32),
         "cos_sin": ones(9, 8, dtype=FP32),
     },
+    "attention_with_kvcache": {
+        "q": ones(2, 4, 1, 16),
+        "k": ones(2, 2, 1, 16),
+        "v": ones(2, 2, 1, 16),
+        "k_cache": ones(2, 2, 9, 16),
+        "v_cache": ones(2, 2, 9, 16),
+        "positions": ones(2, dtype=torch.int32),
+        "cos_sin": ones(9, 8, dtype=FP32),
+    },
     "add_norm_": {
         "residual": ones(3, 16),
         "x": ones(3, 16),
@@ -235,6 +264,28 @@ ERRORS: list[tuple[str, str, Any, str]] = [
         ones(8, 8, dtype=FP32),
         "must have a row for each of k_cache's 9 slots, got 8",
     ),
+    ("attention_with_kvcache", "q", ones(4, 1, 16), "must have 4 dimensions (B, H, T, D), got 3"),
+    (
+        "attention_with_kvcache",
+        "k",
+        ones(2, 2, 2, 16),
+        "must have shape (2, *, 1, 16), got (2, 2, 2, 16)",
+    ),
+    (
+        "attention_with_kvcache",
+        "v",
+        ones(2, 2, 1, 16, dtype=BF16),
+        "has dtype bfloat16, q has float16",
+    ),
+    ("attention_with_kvcache", "k_cache", expanded(2, 2, 9, 16), "expanded 0"),
+    (
+        "attention_with_kvcache",
+        "v_cache",
+        ones(2, 2, 8, 16),
+        "must have shape (2, 2, 9, 16), got (2, 2, 8, 16)",
+    ),
+    ("attention_with_kvcache", "positions", ones(2, dtype=INT64), "must be int32, got int64"),
+    ("attention_with_kvcache", "cos_sin", ones(9, 18, dtype=FP32), "columns 18"),
     ("add_norm_", "residual", ones(), "must have at least 1 dimension, got 0"),
     ("add_norm_", "residual", part(ones(3, 32), EVERY, slice(0, 32, 2)), "last stride 2"),
     ("add_norm_", "x", ones(3, 16, dtype=BF16), "has dtype bfloat16, residual has float16"),
@@ -299,7 +350,7 @@ def test_dtype(device: str, op: str, dtype: torch.dtype) -> None:
         getattr(flashint8, op)(**args)
 
 
-@pytest.mark.parametrize("op", ["rope_append_", "add_norm_"])
+@pytest.mark.parametrize("op", ["rope_append_", "attention_with_kvcache", "add_norm_"])
 def test_device_mix(cuda: str, op: str) -> None:
     first, *others = GOOD[op]
     here = torch.device(cuda, torch.cuda.current_device())

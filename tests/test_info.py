@@ -99,6 +99,7 @@ def test_public_names() -> None:
         "int8_linear",
         "quantize_per_channel",
         "rope_append_",
+        "attention_with_kvcache",
         "add_norm_",
         "silu_mul",
         "explain",

@@ -92,7 +92,7 @@ def test_full_cache_is_refused_before_it_is_touched(name: str, device: str) -> N
     with pytest.raises(ValueError, match="do not fit"):
         model(draw_tokens(2, 1, device=device), cache)
     cache.reset()
-    assert cache.ends.tolist() == [1, 1]
+    assert cache.positions.tolist() == [0, 0]
     model(draw_tokens(2, 8, device=device), cache)
 
 

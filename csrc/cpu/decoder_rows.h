@@ -56,15 +56,23 @@ template <class T>
 void rope_append_tokens(const RopeAppendParams& p, int64_t begin, int64_t end) {
   const int64_t half = p.rotary_dim / 2;
   const auto rotate = p.interleaved ? rotate_pairs<T> : rotate_halves<T>;
+  const auto copy_rest = [&](const T* from, T* to) {
+    memcpy(to + p.rotary_dim, from + p.rotary_dim,
+           static_cast<size_t>(p.head_dim - p.rotary_dim) * sizeof(T));
+  };
   for (int64_t token = begin; token < end; ++token) {
     const int64_t b = token / p.seq_len, t = token % p.seq_len;
     const int64_t slot = p.positions[b * p.positions_stride] + t;
     const float* cos = nullptr;
     if (p.cos_sin != nullptr) {
       cos = p.cos_sin + larger(0, smaller(p.table_rows - 1, slot)) * p.cos_sin_stride;
-      T* q = static_cast<T*>(p.q) + b * p.q_stride.batch + t * p.q_stride.seq;
-      for (int64_t h = 0; h < p.num_heads; ++h, q += p.q_stride.head) {
-        rotate(q, q, cos, cos + half, half);
+      const T* q = static_cast<const T*>(p.q) + b * p.q_stride.batch + t * p.q_stride.seq;
+      T* to_q = static_cast<T*>(p.q_out) + b * p.q_out_stride.batch + t * p.q_out_stride.seq;
+      for (int64_t h = 0; h < p.num_heads; ++h) {
+        rotate(q, to_q, cos, cos + half, half);
+        if (p.q != p.q_out) copy_rest(q, to_q);
+        q += p.q_stride.head;
+        to_q += p.q_out_stride.head;
       }
     }
     if (slot < 0 || slot >= p.slots) continue;
@@ -74,8 +82,7 @@ void rope_append_tokens(const RopeAppendParams& p, int64_t begin, int64_t end) {
     T* to_v = static_cast<T*>(p.v_cache) + b * p.v_cache_stride.batch + slot * p.v_cache_stride.seq;
     for (int64_t h = 0; h < p.num_kv_heads; ++h) {
       if (cos != nullptr) rotate(k, to_k, cos, cos + half, half);
-      memcpy(to_k + p.rotary_dim, k + p.rotary_dim,
-             static_cast<size_t>(p.head_dim - p.rotary_dim) * sizeof(T));
+      copy_rest(k, to_k);
       memcpy(to_v, v, static_cast<size_t>(p.head_dim) * sizeof(T));
       k += p.k_stride.head;
       v += p.v_stride.head;

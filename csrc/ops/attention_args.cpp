@@ -20,37 +20,37 @@ void check_like_q(const char* what, const TensorView& t, const TensorView& q) {
   check_last_dim_contiguous(what, t);
 }
 
-void check_head_dim(const TensorView& q) {
+void check_head_dim(const char* op, const TensorView& q) {
   const int64_t head_dim = q.sizes[3];
-  if (head_dim < 1) fail("attention: head_dim must be at least 1, got ", head_dim);
+  if (head_dim < 1) fail(op, ": head_dim must be at least 1, got ", head_dim);
   if (head_dim > kMaxHeadDim) {
-    fail("attention: head_dim must be at most ", kMaxHeadDim, ", got ", head_dim);
+    fail(op, ": head_dim must be at most ", kMaxHeadDim, ", got ", head_dim);
   }
   if (is_cuda(q) && head_dim % 8 != 0) {
-    fail("attention: head_dim must be a multiple of 8 on CUDA, got ", head_dim);
+    fail(op, ": head_dim must be a multiple of 8 on CUDA, got ", head_dim);
   }
 }
 
 // Both are used in float32.
-void check_scale_and_softcap(double scale, double softcap) {
+void check_scale_and_softcap(const char* op, double scale, double softcap) {
   const auto cap = static_cast<float>(softcap);
   if (!(softcap >= 0) || !std::isfinite(cap)) {
-    fail("attention: softcap must be finite and at least 0, got ", softcap);
+    fail(op, ": softcap must be finite and at least 0, got ", softcap);
   }
   if (!std::isfinite(static_cast<float>(scale))) {
-    fail("attention: scale must be finite, got ", scale);
+    fail(op, ": scale must be finite, got ", scale);
   }
   if (softcap > 0 && !(std::isnormal(cap) && std::isfinite(static_cast<float>(scale) / cap))) {
-    fail("attention: scale / softcap must be finite in float32, got ", scale, " / ", softcap);
+    fail(op, ": scale / softcap must be finite in float32, got ", scale, " / ", softcap);
   }
 }
 
 // The CUDA kernels count keys and queries in 32 bits.
-void check_lengths(const TensorView& q, const TensorView& k) {
+void check_lengths(const char* op, const TensorView& q, const TensorView& k) {
   constexpr int64_t kMost = INT32_MAX - 1;
   if (is_cuda(q) && q.sizes[2] + k.sizes[2] > kMost) {
-    fail("attention: queries and keys must be at most ", kMost, " together on CUDA, got ",
-         q.sizes[2], " and ", k.sizes[2]);
+    fail(op, ": queries and keys must be at most ", kMost, " together on CUDA, got ", q.sizes[2],
+         " and ", k.sizes[2]);
   }
 }
 
@@ -89,7 +89,7 @@ AttentionCall prepare_attention(const Tensor& q_tensor, const Tensor& k_tensor,
                                 const Tensor& v_tensor, const std::optional<Tensor>& kv_lengths,
                                 const std::optional<Tensor>& kv_start, int64_t causal,
                                 int64_t window, double softcap, std::optional<double> scale,
-                                bool fp16_accumulate, bool with_lse) {
+                                bool fp16_accumulate, bool with_lse, const char* op) {
   const TensorView q = view(q_tensor), k = view(k_tensor), v = view(v_tensor);
   check_rank("attention: q", q);
   check_rank("attention: k", k);
@@ -106,15 +106,15 @@ AttentionCall prepare_attention(const Tensor& q_tensor, const Tensor& k_tensor,
     fail("attention: v has ", v.sizes[2], " keys, k has ", k.sizes[2]);
   }
   if (k.sizes[1] == 0 ? q.sizes[1] != 0 : q.sizes[1] % k.sizes[1] != 0) {
-    fail("attention: q has ", q.sizes[1], " heads, not a multiple of k's ", k.sizes[1]);
+    fail(op, ": q has ", q.sizes[1], " heads, not a multiple of k's ", k.sizes[1]);
   }
-  check_head_dim(q);
-  check_lengths(q, k);
+  check_head_dim(op, q);
+  check_lengths(op, q, k);
   if (causal < 0 || causal > 2) fail("attention: causal must be 0, 1 or 2, got ", causal);
   if (window != -1 && window <= 0) fail("attention: window must be -1 or positive, got ", window);
   if (window > 0 && causal == 0) fail("attention: window needs causal 1 or 2, got causal 0");
   const double multiplier = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(q.sizes[3]));
-  check_scale_and_softcap(multiplier, softcap);
+  check_scale_and_softcap(op, multiplier, softcap);
   if (fp16_accumulate && p.dtype != DType::kFloat16) {
     fail("attention: fp16_accumulate needs float16, got ", dtype_name(q.dtype));
   }

@@ -16,12 +16,13 @@ struct AttentionCall {
   TensorView q;  // where to allocate a workspace
 };
 
-// Throws std::invalid_argument, naming the argument, what was expected and what came.
+// Throws std::invalid_argument, naming the argument, what was expected and what came. `op` is named
+// where another operator's own checks leave q, k and v to be refused.
 AttentionCall prepare_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                 const std::optional<Tensor>& kv_lengths,
                                 const std::optional<Tensor>& kv_start, int64_t causal,
                                 int64_t window, double softcap, std::optional<double> scale,
-                                bool fp16_accumulate, bool with_lse);
+                                bool fp16_accumulate, bool with_lse, const char* op = "attention");
 
 // Of a (B, H, T, D) tensor, as the kernels take them.
 inline AttentionStrides head_strides(const int64_t* strides) {

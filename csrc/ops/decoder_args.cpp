@@ -61,8 +61,22 @@ void check_dense(const char* what, const TensorView& t) {
   }
 }
 
-void fill_table(RopeAppendParams& p, const TensorView& table, const TensorView& q) {
-  const char* what = "rope_append_: cos_sin";
+// How messages begin. Literals: joining strings would cost every call.
+struct RopeAppendNames {
+  const char *q, *k, *v, *k_cache, *v_cache, *positions, *cos_sin;
+};
+constexpr RopeAppendNames kRopeAppend{"rope_append_: q",       "rope_append_: k",
+                                      "rope_append_: v",       "rope_append_: k_cache",
+                                      "rope_append_: v_cache", "rope_append_: positions",
+                                      "rope_append_: cos_sin"};
+constexpr RopeAppendNames kWithCache{
+    "attention_with_kvcache: q",       "attention_with_kvcache: k",
+    "attention_with_kvcache: v",       "attention_with_kvcache: k_cache",
+    "attention_with_kvcache: v_cache", "attention_with_kvcache: positions",
+    "attention_with_kvcache: cos_sin"};
+
+void fill_table(const char* what, RopeAppendParams& p, const TensorView& table,
+                const TensorView& q) {
   check_typed(what, table, aoti_torch_dtype_float32(), "q", q);
   if (table.ndim != 2) fail(what, " must have 2 dimensions (P, R), got ", table.ndim);
   check_last_dim_contiguous(what, table);
@@ -80,28 +94,27 @@ void fill_table(RopeAppendParams& p, const TensorView& table, const TensorView& 
   p.rotary_dim = rotary_dim;
 }
 
-}  // namespace
-
-RopeAppendCall prepare_rope_append(const Tensor& q_tensor, const Tensor& k_tensor,
-                                   const Tensor& v_tensor, const Tensor& k_cache_tensor,
-                                   const Tensor& v_cache_tensor, const Tensor& positions_tensor,
-                                   const std::optional<Tensor>& cos_sin, bool interleaved) {
+// All but where q goes.
+RopeAppendCall check_rope_append(const RopeAppendNames& names, const Tensor& q_tensor,
+                                 const Tensor& k_tensor, const Tensor& v_tensor,
+                                 const Tensor& k_cache_tensor, const Tensor& v_cache_tensor,
+                                 const Tensor& positions_tensor,
+                                 const std::optional<Tensor>& cos_sin, bool interleaved) {
   const TensorView q = view(q_tensor), k = view(k_tensor), v = view(v_tensor);
   const TensorView k_cache = view(k_cache_tensor), v_cache = view(v_cache_tensor);
   const TensorView positions = view(positions_tensor);
   RopeAppendParams p;
-  if (q.ndim != 4) fail("rope_append_: q must have 4 dimensions (B, H, T, D), got ", q.ndim);
-  p.dtype = check_float_dtype("rope_append_: q", q);
-  check_last_dim_contiguous("rope_append_: q", q);
-  check_heads("rope_append_: k", k, q, kAny, q.sizes[2]);
-  check_heads("rope_append_: v", v, q, k.sizes[1], q.sizes[2]);
-  check_heads("rope_append_: k_cache", k_cache, q, k.sizes[1], kAny);
-  check_heads("rope_append_: v_cache", v_cache, q, k.sizes[1], k_cache.sizes[2]);
-  check_typed("rope_append_: positions", positions, aoti_torch_dtype_int32(), "q", q);
-  check_shape("rope_append_: positions", positions, {q.sizes[0]});
-  check_written("rope_append_: q", q);
-  check_written("rope_append_: k_cache", k_cache);
-  check_written("rope_append_: v_cache", v_cache);
+  if (q.ndim != 4) fail(names.q, " must have 4 dimensions (B, H, T, D), got ", q.ndim);
+  p.dtype = check_float_dtype(names.q, q);
+  check_last_dim_contiguous(names.q, q);
+  check_heads(names.k, k, q, kAny, q.sizes[2]);
+  check_heads(names.v, v, q, k.sizes[1], q.sizes[2]);
+  check_heads(names.k_cache, k_cache, q, k.sizes[1], kAny);
+  check_heads(names.v_cache, v_cache, q, k.sizes[1], k_cache.sizes[2]);
+  check_typed(names.positions, positions, aoti_torch_dtype_int32(), "q", q);
+  check_shape(names.positions, positions, {q.sizes[0]});
+  check_written(names.k_cache, k_cache);
+  check_written(names.v_cache, v_cache);
 
   p.batch = q.sizes[0];
   p.num_heads = q.sizes[1];
@@ -110,8 +123,8 @@ RopeAppendCall prepare_rope_append(const Tensor& q_tensor, const Tensor& k_tenso
   p.slots = k_cache.sizes[2];
   p.head_dim = q.sizes[3];
   p.interleaved = interleaved;
-  if (cos_sin) fill_table(p, view(*cos_sin), q);
-  p.q = q_tensor.mutable_data_ptr();
+  if (cos_sin) fill_table(names.cos_sin, p, view(*cos_sin), q);
+  p.q = q.data;
   p.k = k.data;
   p.v = v.data;
   p.k_cache = k_cache_tensor.mutable_data_ptr();
@@ -124,6 +137,55 @@ RopeAppendCall prepare_rope_append(const Tensor& q_tensor, const Tensor& k_tenso
   p.k_cache_stride = head_strides(k_cache.strides);
   p.v_cache_stride = head_strides(v_cache.strides);
   return {.params = p, .q = q};
+}
+
+}  // namespace
+
+RopeAppendCall prepare_rope_append(const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const Tensor& k_cache, const Tensor& v_cache,
+                                   const Tensor& positions, const std::optional<Tensor>& cos_sin,
+                                   bool interleaved) {
+  RopeAppendCall call =
+      check_rope_append(kRopeAppend, q, k, v, k_cache, v_cache, positions, cos_sin, interleaved);
+  check_written(kRopeAppend.q, call.q);
+  call.params.q_out = q.mutable_data_ptr();
+  call.params.q_out_stride = call.params.q_stride;
+  return call;
+}
+
+KvCacheCall prepare_attention_with_kvcache(const Tensor& q, const Tensor& k, const Tensor& v,
+                                           const Tensor& k_cache, const Tensor& v_cache,
+                                           const Tensor& positions,
+                                           const std::optional<Tensor>& cos_sin, bool interleaved,
+                                           std::optional<double> scale) {
+  const RopeAppendCall append =
+      check_rope_append(kWithCache, q, k, v, k_cache, v_cache, positions, cos_sin, interleaved);
+  if (append.params.seq_len != 1) {
+    fail(kWithCache.q, " must hold one token a row, (B, Hq, 1, D), got ", shape_text(append.q));
+  }
+  KvCacheCall call{
+      .append = append.params,
+      .attention = prepare_attention(q, k_cache, v_cache, positions, std::nullopt, 1, -1, 0.0,
+                                     scale, false, false, "attention_with_kvcache")};
+  call.attention.params.kv_lengths_offset = 1;
+  return call;
+}
+
+std::optional<Tensor> rotate_apart(KvCacheCall& call) {
+  RopeAppendParams& append = call.append;
+  AttentionParams& attention = call.attention.params;
+  // Without a table nothing is written there.
+  append.q_out = const_cast<void*>(append.q);
+  append.q_out_stride = append.q_stride;
+  if (append.cos_sin == nullptr) return std::nullopt;
+  const TensorView& q = call.attention.q;
+  const AttentionStrides& s = append.q_out_stride = attention.out_stride;
+  const int64_t strides[4] = {s.batch, s.head, s.seq, 1};
+  Tensor rotated = empty_strided(4, q.sizes, strides, q.dtype, q);
+  append.q_out = rotated.mutable_data_ptr();
+  attention.q = append.q_out;
+  attention.q_stride = append.q_out_stride;
+  return rotated;
 }
 
 AddNormCall prepare_add_norm(const Tensor& residual_tensor, const std::optional<Tensor>& x_tensor,

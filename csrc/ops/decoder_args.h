@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "attention_args.h"
 #include "flashint8/decoder.h"
 #include "tensor_view.h"
 
@@ -12,6 +13,11 @@ namespace flashint8::ops {
 struct RopeAppendCall {
   RopeAppendParams params;
   TensorView q;
+};
+
+struct KvCacheCall {
+  RopeAppendParams append;
+  AttentionCall attention;
 };
 
 struct AddNormCall {
@@ -41,6 +47,11 @@ RopeAppendCall prepare_rope_append(const Tensor& q, const Tensor& k, const Tenso
                                    const Tensor& k_cache, const Tensor& v_cache,
                                    const Tensor& positions, const std::optional<Tensor>& cos_sin,
                                    bool interleaved);
+KvCacheCall prepare_attention_with_kvcache(const Tensor& q, const Tensor& k, const Tensor& v,
+                                           const Tensor& k_cache, const Tensor& v_cache,
+                                           const Tensor& positions,
+                                           const std::optional<Tensor>& cos_sin, bool interleaved,
+                                           std::optional<double> scale);
 AddNormCall prepare_add_norm(const Tensor& residual, const std::optional<Tensor>& x,
                              const Tensor& weight, const std::optional<Tensor>& bias, double eps,
                              bool rms);
@@ -49,6 +60,10 @@ EmbedCall prepare_embed(const Tensor& out, const Tensor& tokens, const Tensor& w
                         const Tensor& weight_scale, const std::optional<Tensor>& positions,
                         const std::optional<Tensor>& position_weight);
 ArgmaxCall prepare_argmax(const Tensor& out, const Tensor& x);
+
+// Makes two steps of the call: `append` rotates q into a tensor of its own (where there is a
+// table), which `attention` then reads and the caller keeps.
+std::optional<Tensor> rotate_apart(KvCacheCall& call);
 
 // Nothing to do.
 inline bool is_empty(const RopeAppendParams& p) {

@@ -74,6 +74,18 @@ void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   if (!is_empty(call.params)) cpu::rope_append(call.params, torch_threads());
 }
 
+Tensor attention_with_kvcache(const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Tensor& k_cache, const Tensor& v_cache, const Tensor& positions,
+                              const std::optional<Tensor>& cos_sin, bool interleaved,
+                              std::optional<double> scale, bool /*cache_ready*/) {
+  KvCacheCall call = prepare_attention_with_kvcache(q, k, v, k_cache, v_cache, positions, cos_sin,
+                                                    interleaved, scale);
+  const std::optional<Tensor> rotated = rotate_apart(call);
+  if (!is_empty(call.append)) cpu::rope_append(call.append, torch_threads());
+  if (!is_empty(call.attention.params)) cpu::attention(call.attention.params, torch_threads());
+  return call.attention.out;
+}
+
 Tensor add_norm(const Tensor& residual, const std::optional<Tensor>& x, const Tensor& weight,
                 const std::optional<Tensor>& bias, double eps, bool rms) {
   const AddNormCall call = prepare_add_norm(residual, x, weight, bias, eps, rms);
@@ -109,6 +121,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashint8, CPU, m) {
   m.impl("int8_linear", TORCH_BOX(&flashint8::ops::int8_linear));
   m.impl("quantize_per_channel", TORCH_BOX(&flashint8::ops::quantize_per_channel));
   m.impl("rope_append_", TORCH_BOX(&flashint8::ops::rope_append));
+  m.impl("attention_with_kvcache", TORCH_BOX(&flashint8::ops::attention_with_kvcache));
   m.impl("add_norm_", TORCH_BOX(&flashint8::ops::add_norm));
   m.impl("silu_mul", TORCH_BOX(&flashint8::ops::silu_mul));
   m.impl("embed_", TORCH_BOX(&flashint8::ops::embed));

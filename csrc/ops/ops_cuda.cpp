@@ -111,6 +111,36 @@ void rope_append(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor
   cuda_call.check(cuda::launch_rope_append(call.params, cuda_call.card(), cuda_call.stream()));
 }
 
+// One launch where the plan takes the token along, two otherwise.
+Tensor attention_with_kvcache(const Tensor& q, const Tensor& k, const Tensor& v,
+                              const Tensor& k_cache, const Tensor& v_cache, const Tensor& positions,
+                              const std::optional<Tensor>& cos_sin, bool interleaved,
+                              std::optional<double> scale, bool cache_ready) {
+  const NvtxRange range("attention_with_kvcache");
+  KvCacheCall call = prepare_attention_with_kvcache(q, k, v, k_cache, v_cache, positions, cos_sin,
+                                                    interleaved, scale);
+  if (is_empty(call.append)) return call.attention.out;
+  AttentionParams& params = call.attention.params;
+  const CudaCall cuda_call("attention_with_kvcache", call.attention.q);
+  params.append = &call.append;
+  params.cache_ready = cache_ready;
+  AttentionPlan plan;
+  if (!is_empty(params)) plan = plan_attention(params, cuda_call.card());
+  std::optional<Tensor> rotated;
+  if (!plan.appends) {
+    params.append = nullptr;
+    rotated = rotate_apart(call);
+    cuda_call.check(cuda::launch_rope_append(call.append, cuda_call.card(), cuda_call.stream()));
+    if (is_empty(params)) return call.attention.out;
+    plan = plan_attention(params, cuda_call.card());
+  }
+  const std::optional<Tensor> workspace =
+      allocate_workspace(plan.workspace_bytes, call.attention.q);
+  if (workspace) params.workspace = workspace->mutable_data_ptr();
+  cuda_call.check(cuda::launch_attention_fwd(params, plan, cuda_call.stream()));
+  return call.attention.out;
+}
+
 Tensor add_norm(const Tensor& residual, const std::optional<Tensor>& x, const Tensor& weight,
                 const std::optional<Tensor>& bias, double eps, bool rms) {
   const NvtxRange range("add_norm_");
@@ -160,6 +190,7 @@ STABLE_TORCH_LIBRARY_IMPL(flashint8, CUDA, m) {
   m.impl("int8_linear", TORCH_BOX(&flashint8::ops::int8_linear));
   m.impl("quantize_per_channel", TORCH_BOX(&flashint8::ops::quantize_per_channel));
   m.impl("rope_append_", TORCH_BOX(&flashint8::ops::rope_append));
+  m.impl("attention_with_kvcache", TORCH_BOX(&flashint8::ops::attention_with_kvcache));
   m.impl("add_norm_", TORCH_BOX(&flashint8::ops::add_norm));
   m.impl("silu_mul", TORCH_BOX(&flashint8::ops::silu_mul));
   m.impl("embed_", TORCH_BOX(&flashint8::ops::embed));

@@ -17,6 +17,11 @@ STABLE_TORCH_LIBRARY(flashint8, m) {
       "rope_append_(Tensor(a!) q, Tensor k, Tensor v, Tensor(b!) k_cache, Tensor(c!) v_cache, "
       "Tensor positions, Tensor? cos_sin=None, *, bool interleaved=False) -> ()");
   m.def(
+      "attention_with_kvcache(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) "
+      "v_cache, "
+      "Tensor positions, Tensor? cos_sin=None, *, bool interleaved=False, float? scale=None, bool "
+      "cache_ready=False) -> Tensor");
+  m.def(
       "add_norm_(Tensor(a!) residual, Tensor? x, Tensor weight, Tensor? bias=None, *, "
       "float eps=1e-5, bool rms=True) -> Tensor");
   m.def("silu_mul(Tensor gate_up) -> Tensor");

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashint8 import functional
-from flashint8.decoder import rope_append_
+from flashint8.decoder import attention_with_kvcache, rope_append_
 from flashint8.models.cache import KVCache
 from flashint8.models.config import ModelConfig
 
@@ -29,7 +29,7 @@ class Attend(Protocol):
 
 
 class FusedAttend:
-    """`rope_append_` and `attention`: two operators a layer.
+    """`attention_with_kvcache`; for more tokens than one `rope_append_` and `attention`.
 
     Args:
         config: of the model.
@@ -45,9 +45,10 @@ class FusedAttend:
             cache.positions,
             cache.cos_sin,
         )
-        self.ends = cache.ends if length == 1 else cache.positions + length
-        # The plan of a prompt goes by the keys it is given; one token's goes by the whole cache.
-        self.keys = None if static or length == 1 else max(cache.lengths) + length
+        if length > 1:
+            self.ends = cache.positions + length
+            # The plan of a prompt goes by the keys it is given; one token's by the whole cache.
+            self.keys = None if static else max(cache.lengths) + length
 
     def __call__(self, qkv: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor:
         assert keys is not None
@@ -60,12 +61,17 @@ class FusedAttend:
         q = qkv.as_strided((batch, heads, length, dim), strides, first)
         k = qkv.as_strided((batch, kv_heads, length, dim), strides, after_q)
         v = qkv.as_strided((batch, kv_heads, length, dim), strides, after_k)
+        if length == 1:
+            # What it reads early was written by forwards before this one, and the norm ahead of it
+            # let no kernel follow before those had ended.
+            out = attention_with_kvcache(
+                q, k, v, keys, values, self.positions, self.cos_sin, cache_ready=True
+            )
+            return out.view(batch, 1, heads * dim)
         rope_append_(q, k, v, keys, values, self.positions, self.cos_sin)
         if self.keys is not None:
             keys, values = keys[:, :, : self.keys], values[:, :, : self.keys]
         out = functional.attention(q, keys, values, self.ends)
-        if length == 1:
-            return out.view(batch, 1, heads * dim)
         return out.transpose(1, 2).reshape(batch, length, heads * dim)
 
 

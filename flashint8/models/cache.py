@@ -26,7 +26,6 @@ class KVCache:
     Attributes:
         layers: for each layer its keys and its values, (B, num_kv_heads, S, head_dim) each.
         positions: (B,) int32, how many positions of each row are filled.
-        ends: (B,) int32, always ``positions + 1``: where a row's keys end while it reads one token.
         lengths: the host's copy of `positions`.
         cos_sin: (S, head_dim) float32, the model's rotary table; None where it has none.
 
@@ -57,8 +56,7 @@ class KVCache:
         zeros = partial(torch.zeros, shape, dtype=dtype, device=device)
         layers = config.num_layers if num_layers is None else num_layers
         self.layers: list[tuple[Tensor, Tensor]] = [(zeros(), zeros()) for _ in range(layers)]
-        self._bounds = torch.zeros(2, batch_size, dtype=torch.int32, device=device)
-        self.positions, self.ends = self._bounds.unbind(0)
+        self.positions = torch.zeros(batch_size, dtype=torch.int32, device=device)
         self.lengths = [0] * batch_size
         self.cos_sin: Tensor | None = None
         if config.architecture == "llama":
@@ -74,7 +72,6 @@ class KVCache:
         """Forgets everything; the memory stays."""
         self.lengths = [0] * self.batch_size
         self.positions.zero_()
-        self.ends.fill_(1)
 
     def reserve(self, count: int) -> None:
         """Makes sure that each row has room for `count` positions more.
@@ -94,13 +91,13 @@ class KVCache:
         """Counts `counts[b]` positions more as filled in row b, on the host and on the device."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         if len(set(counts)) == 1:
-            self._bounds += counts[0]
+            self.positions += counts[0]
         else:
-            self._bounds += torch.tensor(counts, dtype=torch.int32, device=self._bounds.device)
+            self.positions += torch.tensor(counts, dtype=torch.int32, device=self.positions.device)
 
     def advance_device(self) -> None:
         """One position more in every row, on the device alone: for what a graph replays."""
-        self._bounds += 1
+        self.positions += 1
 
     def advance_host(self) -> None:
         """The host's part of `advance_device`."""

@@ -16,6 +16,7 @@
 #include "../device/dependent_launch.cuh"
 #include "../device/ldmatrix.cuh"
 #include "../device/mma.cuh"
+#include "decode_append.cuh"
 #include "flashint8/attention.h"
 #include "partial.cuh"
 #include "softmax.cuh"
@@ -147,25 +148,39 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
                           kv_head * params.v_stride.head,
                       params.v_stride.seq, 0, 0, head_dim};
 
-  // The lengths are another kernel's to write until it has ended; what is read of them before, past
-  // L1, only says which lines are likely to be wanted.
-  const SplitRange likely = split_range<Traits>(
-      key_bounds(params, row_bounds(params, batch, [](const int32_t* p) { return __ldcg(p); })),
-      low_query, high_query, split, args.num_splits);
-  keys.begin = values.begin = likely.key_begin;
-  keys.end = values.end = likely.key_end;
-  if (likely.tile_begin + warp < likely.tile_end) {
-    prefetch_rows<Traits>(keys, (likely.tile_begin + warp) * Traits::kKeys, lane);
-    prefetch_rows<Traits>(values, (likely.tile_begin + warp) * Traits::kKeys, lane);
+  // Constant for the grid, read where it is wanted.
+  const auto appends = [&] { return Traits::kVectorized && args.append.k != nullptr; };
+  const bool ready = appends() && params.cache_ready;
+  if (!ready) {
+    // The lengths are another kernel's to write until it has ended; what is read of them before,
+    // past L1, only says which lines are likely to be wanted.
+    const SplitRange likely = split_range<Traits>(
+        key_bounds(params, row_bounds(params, batch, [](const int32_t* p) { return __ldcg(p); })),
+        low_query, high_query, split, args.num_splits);
+    keys.begin = values.begin = likely.key_begin;
+    keys.end = values.end = likely.key_end;
+    if (likely.tile_begin + warp < likely.tile_end) {
+      prefetch_rows<Traits>(keys, (likely.tile_begin + warp) * Traits::kKeys, lane);
+      prefetch_rows<Traits>(values, (likely.tile_begin + warp) * Traits::kKeys, lane);
+    }
+    wait_for_prerequisite();
+    allow_dependent_launch();
   }
-  wait_for_prerequisite();
-  allow_dependent_launch();
 
-  const KeyBounds bounds = key_bounds(params, row_bounds(params, batch));
+  const auto load_length = [&](const int32_t* p) { return ready ? __ldcg(p) : *p; };
+  const KeyBounds bounds = key_bounds(params, row_bounds(params, batch, load_length));
   const auto [key_begin, key_end, tile_begin, tile_end] =
       split_range<Traits>(bounds, low_query, high_query, split, args.num_splits);
   keys.begin = values.begin = key_begin;
   keys.end = values.end = key_end;
+  // A token that the cache has room for is its last key; it is not read from there.
+  int position = 0, appended = -1;
+  if (appends()) {
+    position = load_length(params.kv_lengths + batch * params.kv_lengths_stride);
+    if (position >= 0 && position < params.seq_len_kv) {
+      appended = keys.end = values.end = position;
+    }
+  }
   const uint32_t ring = shared_address(shared) + warp * Traits::kWarpBytes;
   const auto load_slot = [&](int tile, int slot) {
     if (tile < tile_end) {
@@ -188,8 +203,13 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
     write_bounds(block_bounds, bounds.first, bounds.last, bounds.diagonal, bounds.window);
     write_bounds(block_bounds + 16, key_begin, key_end, bounds.begin(high_query),
                  bounds.end(low_query));
+    if (appends()) store_shared_4(staged_row_address<Traits>(block_bounds + 32), appended);
   }
   __syncthreads();
+  if (ready) {
+    wait_for_prerequisite();
+    allow_dependent_launch();
+  }
 
   uint32_t q[Traits::kKSteps][4];
   load_query_fragments<Traits>(
@@ -199,6 +219,13 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
                head_of_row(row) * params.q_stride.head + query_of_row(row) * params.q_stride.seq;
       },
       num_rows, head_dim);
+  if (appends()) {
+    if (appended >= 0 && split == args.num_splits - 1 &&
+        warp == (tile_end - 1 - tile_begin) % num_warps) {
+      stage_token<Traits>(args.append, batch, kv_head, position, first_row == 0, block_bounds + 32);
+    }
+    if (args.append.cos_sin != nullptr) rotate_query<Traits>(q, table_row(args.append, position));
+  }
   float o[1][Traits::kDTiles][4];
 #pragma unroll
   for (int dt = 0; dt < Traits::kDTiles; ++dt) {
@@ -215,6 +242,9 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
     __syncwarp();
     const uint32_t k_tile = ring + slot * 2 * Traits::kTileBytes;
     const uint32_t v_tile = k_tile + Traits::kTileBytes;
+    if (appends() && tile + 1 == tile_end) {
+      insert_token<Traits>(block_bounds + 32, head_dim, tile * Traits::kKeys, k_tile, v_tile);
+    }
     // The slot read last is the one to fill.
     load_slot(tile + (Traits::kStages - 1) * num_warps, slot == 0 ? Traits::kStages - 1 : slot - 1);
     slot = slot + 1 == Traits::kStages ? 0 : slot + 1;

@@ -65,6 +65,7 @@ cudaError_t launch(const AttentionParams& params, const AttentionPlan& plan, cud
 
 cudaError_t launch_attention_fwd(const AttentionParams& params, const AttentionPlan& plan,
                                  cudaStream_t stream) {
+  if (params.append != nullptr && !plan.appends) return cudaErrorInvalidValue;
   // The kernels take a window wider than every distance for none.
   AttentionParams bounded = params;
   const int64_t everything = params.seq_len_q + params.seq_len_kv + 1;

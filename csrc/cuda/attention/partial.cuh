@@ -2,6 +2,7 @@
 #pragma once
 
 #include "flashint8/attention.h"
+#include "flashint8/decoder.h"
 
 namespace flashint8::cuda {
 
@@ -26,6 +27,7 @@ struct DecodeArgs {
   int num_m_blocks;  // blocks of 16 rows for pack heads
   int num_splits;
   int num_warps;
+  RopeAppendParams append;  // k nullptr: nothing is appended
 };
 
 }  // namespace flashint8::cuda

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "flashint8/decoder.h"
 #include "variants.h"
 
 namespace flashint8 {
@@ -22,6 +23,20 @@ bool aligned(const void* pointer, const AttentionStrides& stride, const Attentio
   const auto multiple = [](int64_t size, int64_t s) { return size <= 1 || s % 8 == 0; };
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && multiple(p.batch, stride.batch) &&
          multiple(heads, stride.head) && multiple(seq_len, stride.seq);
+}
+
+// Whether the decode kernel can take the token of a decoding step: its lanes hold the partners of a
+// rotation where that turns whole heads by their halves, and heads fill the kernel's columns.
+bool can_append(const AttentionParams& p, const AttentionPlan& plan) {
+  const RopeAppendParams& a = *p.append;
+  const bool rotates = a.cos_sin != nullptr;
+  const bool table_aligned =
+      reinterpret_cast<uintptr_t>(a.cos_sin) % 16 == 0 && a.cos_sin_stride % 4 == 0;
+  return plan.vectorized && p.seq_len_q == 1 &&
+         (!rotates || (!a.interleaved && a.rotary_dim == p.head_dim &&
+                       p.head_dim == plan.head_dim && table_aligned)) &&
+         aligned(a.k, a.k_stride, p, p.num_kv_heads, 1) &&
+         aligned(a.v, a.v_stride, p, p.num_kv_heads, 1);
 }
 
 bool all_aligned(const AttentionParams& p) {
@@ -71,9 +86,11 @@ AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vecto
   plan.pack = p.seq_len_q < kPackBelow
                   ? static_cast<int>(p.num_heads / std::max<int64_t>(1, p.num_kv_heads))
                   : 1;
+  plan.appends = p.append != nullptr && can_append(p, plan);
+  const int token_bytes = plan.appends ? decode_token_bytes(plan.head_dim) : 0;
   plan.num_warps = kDecodeWarps;
-  while (plan.num_warps > 1 &&
-         decode_shared_bytes(plan.head_dim, plan.num_warps) > card.shared_memory_per_block) {
+  while (plan.num_warps > 1 && decode_shared_bytes(plan.head_dim, plan.num_warps) + token_bytes >
+                                   card.shared_memory_per_block) {
     plan.num_warps /= 2;
   }
   const int64_t blocks =
@@ -85,7 +102,7 @@ AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vecto
   plan.num_splits =
       choose_splits(blocks, tiles, plan.num_warps, cache_bytes, bytes_per_split, card);
   plan.num_blocks = blocks * plan.num_splits;
-  plan.shared_bytes = decode_shared_bytes(plan.head_dim, plan.num_warps);
+  plan.shared_bytes = decode_shared_bytes(plan.head_dim, plan.num_warps) + token_bytes;
   plan.workspace_bytes = plan.num_splits > 1 ? bytes_per_split * plan.num_splits : 0;
   return plan;
 }

@@ -92,5 +92,7 @@ constexpr int decode_warp_bytes(int head_dim) {
 constexpr int decode_shared_bytes(int head_dim, int num_warps) {
   return num_warps * (decode_warp_bytes(head_dim) + kDecodeRows * 8) + 32;
 }
+// A token on its way into the cache: a row of keys, one of values, and its place.
+constexpr int decode_token_bytes(int head_dim) { return 2 * head_dim * 2 + 16; }
 
 }  // namespace flashint8

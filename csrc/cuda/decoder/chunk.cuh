@@ -13,13 +13,6 @@ namespace flashint8::cuda {
 
 constexpr int kWide = 8;  // elements of 16 bytes
 
-__device__ __forceinline__ float2 unpack2(uint32_t word, __half) {
-  return __half22float2(*reinterpret_cast<const __half2*>(&word));
-}
-__device__ __forceinline__ float2 unpack2(uint32_t word, __nv_bfloat16) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&word));
-}
-
 // kWidth elements of T as they lie in memory.
 template <typename T, int kWidth>
 struct Chunk;

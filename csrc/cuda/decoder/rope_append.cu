@@ -3,6 +3,7 @@
 #include <climits>
 
 #include "../device/dependent_launch.cuh"
+#include "../device/rotary.cuh"
 #include "../launch_kernel.cuh"
 #include "chunk.cuh"
 #include "flashint8/cuda.h"
@@ -27,19 +28,13 @@ __device__ __forceinline__ void rotate(const float (&cos)[kWidth], const float (
       for (int i = 0; i < kWidth; ++i) {
         float* x = i < kWidth / 2 ? a : b;
         const int even = 2 * i % kWidth;
-        const float first = x[even], second = x[even + 1];
-        x[even] = first * cos[i] - second * sin[i];
-        x[even + 1] = second * cos[i] + first * sin[i];
+        rotate_pair(cos[i], sin[i], x[even], x[even + 1]);
       }
       return;
     }
   }
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    const float first = a[i], second = b[i];
-    a[i] = first * cos[i] - second * sin[i];
-    b[i] = second * cos[i] + first * sin[i];
-  }
+  for (int i = 0; i < kWidth; ++i) rotate_pair(cos[i], sin[i], a[i], b[i]);
 }
 
 template <typename T, int kWidth>
@@ -64,12 +59,12 @@ __global__ void __launch_bounds__(kThreads)
     const int head = item / units, unit = item - head * units;
     const bool is_q = head < num_q, is_v = head >= num_q + num_kv;
     const bool rotated = !is_v && 2 * kWidth * unit < rotary_dim;
-    if (is_q ? !rotated : !has_slot) continue;
+    if (is_q ? !rotated && p.q == p.q_out : !has_slot) continue;
     const T* from;
     T* to;
     if (is_q) {
-      to = static_cast<T*>(p.q) + head_offset(p.q_stride, batch, t, head);
-      from = to;
+      from = static_cast<const T*>(p.q) + head_offset(p.q_stride, batch, t, head);
+      to = static_cast<T*>(p.q_out) + head_offset(p.q_out_stride, batch, t, head);
     } else if (is_v) {
       const int h = head - num_q - num_kv;
       from = static_cast<const T*>(p.v) + head_offset(p.v_stride, batch, t, h);
@@ -110,9 +105,10 @@ bool heads_are_aligned(const AttentionStrides& s, const RopeAppendParams& p, int
 // Every chunk of every head lies on 16 bytes, and a rotation's partners in two whole chunks.
 bool is_wide(const RopeAppendParams& p) {
   return p.head_dim % kWide == 0 && p.rotary_dim % (2 * kWide) == 0 && is_aligned(p.q) &&
-         is_aligned(p.k) && is_aligned(p.v) && is_aligned(p.k_cache) && is_aligned(p.v_cache) &&
-         is_aligned(p.cos_sin) && p.cos_sin_stride % 4 == 0 &&
+         is_aligned(p.q_out) && is_aligned(p.k) && is_aligned(p.v) && is_aligned(p.k_cache) &&
+         is_aligned(p.v_cache) && is_aligned(p.cos_sin) && p.cos_sin_stride % 4 == 0 &&
          heads_are_aligned(p.q_stride, p, p.num_heads, p.seq_len) &&
+         heads_are_aligned(p.q_out_stride, p, p.num_heads, p.seq_len) &&
          heads_are_aligned(p.k_stride, p, p.num_kv_heads, p.seq_len) &&
          heads_are_aligned(p.v_stride, p, p.num_kv_heads, p.seq_len) &&
          heads_are_aligned(p.k_cache_stride, p, p.num_kv_heads, p.slots) &&

@@ -25,6 +25,12 @@ __device__ __forceinline__ uint32_t pack2<__nv_bfloat16>(float low, float high) 
 }
 
 // Back from a register of two.
+__device__ __forceinline__ float2 unpack2(uint32_t pair, __half) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+__device__ __forceinline__ float2 unpack2(uint32_t pair, __nv_bfloat16) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+}
 __device__ __forceinline__ float2 unpack2_half(uint32_t pair) {
   return __half22float2(*reinterpret_cast<const __half2*>(&pair));
 }

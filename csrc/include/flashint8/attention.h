@@ -7,6 +7,8 @@
 
 namespace flashint8 {
 
+struct RopeAppendParams;
+
 enum class Causal : int32_t {
   kNone = 0,
   kAlignedToEnd = 1,    // the last query sees the row's last key
@@ -26,12 +28,14 @@ struct AttentionParams {
   const void* v = nullptr;  // as k, with strides of its own
   void* out = nullptr;      // as q, with strides of its own; every element is written
   float* lse = nullptr;     // (batch, num_heads, seq_len_q) contiguous, natural log; may be nullptr
-  // Batch row b sees keys kv_start[b] <= j < kv_lengths[b]; both are clamped to [0, seq_len_kv] by
-  // the kernel. Either may be nullptr, which means seq_len_kv and 0. (batch,), stride in elements.
+  // Batch row b sees keys kv_start[b] <= j < kv_lengths[b] + kv_lengths_offset; both are clamped to
+  // [0, seq_len_kv] by the kernel. Either may be nullptr, which means seq_len_kv and 0. (batch,),
+  // stride in elements.
   const int32_t* kv_lengths = nullptr;
   const int32_t* kv_start = nullptr;
   int64_t kv_lengths_stride = 1;
   int64_t kv_start_stride = 1;
+  int64_t kv_lengths_offset = 0;
   void* workspace = nullptr;  // plan.workspace_bytes, 16-byte aligned; nullptr where that is 0
 
   AttentionStrides q_stride, k_stride, v_stride, out_stride;
@@ -49,6 +53,13 @@ struct AttentionParams {
   float scale = 0.0f;    // multiplies QK^T
   // QK^T may be summed in fp16, as the prefill kernel then does; fp16 tensors only.
   bool fp16_accumulate = false;
+
+  // A decoding step's own token (CUDA, where the plan says `appends`): q is rotated as it is read,
+  // and the token goes into the caches, which are k and v, at its position, which is kv_lengths
+  // (with an offset of 1). In host memory; nullptr: nothing is appended.
+  const RopeAppendParams* append = nullptr;
+  // With append: no kernel under way writes kv_lengths, cos_sin or the rows before the token's.
+  bool cache_ready = false;
 };
 
 // Bounds of one batch row. Query i sees the keys j with
@@ -70,8 +81,10 @@ template <typename Load>
 FLASHINT8_HOST_DEVICE inline RowBounds row_bounds(const AttentionParams& p, int64_t b, Load load) {
   RowBounds row;
   row.first = p.kv_start ? clamp_to(load(p.kv_start + b * p.kv_start_stride), 0, p.seq_len_kv) : 0;
-  row.last = p.kv_lengths ? clamp_to(load(p.kv_lengths + b * p.kv_lengths_stride), 0, p.seq_len_kv)
-                          : p.seq_len_kv;
+  row.last = p.kv_lengths
+                 ? clamp_to(load(p.kv_lengths + b * p.kv_lengths_stride) + p.kv_lengths_offset, 0,
+                            p.seq_len_kv)
+                 : p.seq_len_kv;
   switch (p.causal) {
     case Causal::kNone: row.diagonal = p.seq_len_kv; break;
     case Causal::kAlignedToEnd: row.diagonal = row.last - p.seq_len_q; break;

@@ -8,12 +8,13 @@
 
 namespace flashint8 {
 
-// Rotary embedding of q (in place) and of k on its way into the cache, and v beside it. Token t of
+// Rotary embedding of q and of k on its way into the cache, and v beside it. Token t of
 // batch row b has position and slot positions[b] + t; a token whose slot is outside [0, slots) is
 // not written. Angle i < rotary_dim / 2 turns the elements (i, i + rotary_dim / 2), or (2i, 2i + 1)
 // where interleaved; elements from rotary_dim on pass through.
 struct RopeAppendParams {
-  void* q = nullptr;        // (batch, num_heads, seq_len, head_dim), dtype, any strides
+  const void* q = nullptr;  // (batch, num_heads, seq_len, head_dim), dtype, any strides
+  void* q_out = nullptr;    // as q, with strides of its own; may be q itself
   const void* k = nullptr;  // (batch, num_kv_heads, seq_len, head_dim), dtype, any strides
   const void* v = nullptr;  // as k, with strides of its own
   void* k_cache = nullptr;  // (batch, num_kv_heads, slots, head_dim), dtype, any strides
@@ -23,7 +24,7 @@ struct RopeAppendParams {
   // A row past either end is the last or the first. nullptr: nothing is rotated.
   const float* cos_sin = nullptr;
 
-  AttentionStrides q_stride, k_stride, v_stride, k_cache_stride, v_cache_stride;
+  AttentionStrides q_stride, q_out_stride, k_stride, v_stride, k_cache_stride, v_cache_stride;
   int64_t positions_stride = 1;
   int64_t cos_sin_stride = 0;
   int64_t table_rows = 0;

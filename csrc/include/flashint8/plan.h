@@ -26,6 +26,7 @@ struct AttentionPlan {
   int variant = 0;         // prefill: row of kPrefillVariants or kSm90PrefillTiles
   int pack = 1;            // decode: query heads of a KV head that share a block
   int num_splits = 1;      // decode: blocks that share one row's keys
+  bool appends = false;    // decode: the kernel takes params.append
   bool dependent_launch = false;  // see LinearPlan
   bool early_trigger = false;     // prefill: the next kernel's blocks may come at once
   int64_t num_blocks = 0;
