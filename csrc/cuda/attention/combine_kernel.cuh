@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(32 * kCombineWarps)
   const PartialLayout partial{params.batch * params.num_heads * params.seq_len_q, args.num_splits,
                               kHeadDim};
   const auto* workspace = static_cast<const float*>(params.workspace);
+  if (args.early_trigger) allow_dependent_launch();
   wait_for_prerequisite();
   allow_dependent_launch();
 

@@ -23,6 +23,7 @@ cudaError_t launch_decode(const AttentionParams& params, const AttentionPlan& pl
   args.num_m_blocks = static_cast<int>(ceil_div(plan.pack * params.seq_len_q, Traits::kRows));
   args.num_splits = plan.num_splits;
   args.num_warps = plan.num_warps;
+  args.early_trigger = plan.early_trigger;
   if (params.append != nullptr) args.append = *params.append;
   const int64_t rows = params.batch * params.num_heads * params.seq_len_q;
   const int64_t blocks =

@@ -69,6 +69,11 @@ int choose_splits(int64_t blocks, int64_t tiles, int num_warps, int64_t cache_by
   return static_cast<int>(best);
 }
 
+// Of keys and values.
+int64_t cache_bytes(const AttentionParams& p) {
+  return 4 * p.batch * p.num_kv_heads * p.seq_len_kv * p.head_dim;
+}
+
 AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vectorized) {
   AttentionPlan plan;
   plan.kernel = AttentionKernel::kDecode;
@@ -98,9 +103,8 @@ AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vecto
   const int64_t rows = p.batch * p.num_heads * p.seq_len_q;
   const int64_t bytes_per_split = rows * (plan.head_dim + 2) * 4;
   const int64_t tiles = std::max<int64_t>(1, ceil_div(p.seq_len_kv, plan.block_n));
-  const int64_t cache_bytes = 4 * p.batch * p.num_kv_heads * p.seq_len_kv * p.head_dim;
   plan.num_splits =
-      choose_splits(blocks, tiles, plan.num_warps, cache_bytes, bytes_per_split, card);
+      choose_splits(blocks, tiles, plan.num_warps, cache_bytes(p), bytes_per_split, card);
   plan.num_blocks = blocks * plan.num_splits;
   plan.shared_bytes = decode_shared_bytes(plan.head_dim, plan.num_warps) + token_bytes;
   plan.workspace_bytes = plan.num_splits > 1 ? bytes_per_split * plan.num_splits : 0;
@@ -202,9 +206,16 @@ AttentionPlan plan_attention(const AttentionParams& p, const Card& card) {
     plan = plan_decode(p, card, vectorized);
   }
   plan.dependent_launch = waits_on_device(card);
-  // Waiting blocks of the next kernel take room: where the grid fills more than the chip, they
-  // would upset which blocks run together.
-  plan.early_trigger = plan.num_blocks <= card.sm_count;
+  if (plan.kernel == AttentionKernel::kDecode) {
+    // A product behind the merge asks for its first weights then; a long cache needs the memory for
+    // itself. Measured in whole models.
+    constexpr int64_t kShortCache = int64_t{6} << 20;
+    plan.early_trigger = cache_bytes(p) <= kShortCache;
+  } else {
+    // Waiting blocks of the next kernel take room: where the grid fills more than the chip, they
+    // would upset which blocks run together.
+    plan.early_trigger = plan.num_blocks <= card.sm_count;
+  }
   return plan;
 }
 

@@ -110,6 +110,16 @@ int64_t shared_bytes_of_few(int blocks, const Card& card) {
   return card.shared_memory_per_block / (blocks + 1) + kSharedReserved;
 }
 
+// How many of a gemv's blocks a multiprocessor is to hold: one less than it has room for, where just
+// that is enough. Measured in whole models, among other kernels, and for 16 rows alone, where it
+// pays only with the chip nearly full.
+int enough_blocks(int64_t blocks, const Card& card, const GemvTile& tile) {
+  const int one_less = tile.min_blocks - 1;
+  const int64_t room = int64_t{one_less} * card.sm_count;
+  const bool full = blocks > room - card.sm_count && (tile.block_m == 8 || 4 * blocks > 3 * room);
+  return blocks <= room && full ? one_less : tile.min_blocks;
+}
+
 LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile& tile) {
   LinearPlan plan;
   plan.kernel = LinearKernel::kGemv;
@@ -129,10 +139,8 @@ LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile
   const bool one_each = tile.num_warps == 8 && tile.block_m == 8 && p.k >= kLongRow;
   const int64_t blocks = one_each ? std::min(tiles, kMostBlocks) : ceil_div(tiles, rounds);
   plan.num_blocks = row_blocks * blocks;
-  // Room for three blocks, of which two are enough.
-  const int64_t few = 2 * card.sm_count;
-  if (tile.min_blocks == 3 && plan.num_blocks <= few && 4 * plan.num_blocks > 3 * few) {
-    plan.shared_bytes = shared_bytes_of_few(2, card) - gemv_sum_bytes(tile);
+  if (const int few = enough_blocks(plan.num_blocks, card, tile); few < tile.min_blocks) {
+    plan.shared_bytes = shared_bytes_of_few(few, card) - gemv_sum_bytes(tile);
   }
   return plan;
 }

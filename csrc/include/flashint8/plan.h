@@ -28,7 +28,8 @@ struct AttentionPlan {
   int num_splits = 1;      // decode: blocks that share one row's keys
   bool appends = false;    // decode: the kernel takes params.append
   bool dependent_launch = false;  // see LinearPlan
-  bool early_trigger = false;     // prefill: the next kernel's blocks may come at once
+  // The next kernel's blocks may come at once; decode: when the merge of the splits begins.
+  bool early_trigger = false;
   int64_t num_blocks = 0;
   int64_t shared_bytes = 0;
   int64_t workspace_bytes = 0;
