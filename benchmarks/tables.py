@@ -19,7 +19,7 @@ from typing import Any
 
 import generate_tables
 import quality_tables
-from report import best_key, best_peer, ceilings_of, format_us, geometric_mean, p50, speedups
+from report import READY, best_key, best_peer, ceilings_of, format_us, geometric_mean, p50, speedups
 
 REGION = re.compile(
     r"(<!-- table:(?P<name>\S+)(?P<words>[^>]*?) -->\n)(?P<body>.*?)(<!-- /table -->)", re.DOTALL
@@ -33,6 +33,7 @@ TITLES = {
     "sdpa_math": "SDPA math",
     "sdpa_default": "SDPA default",
     "naive": "naive",
+    READY: "ready weights",
     "torch_linear": "nn.Linear",
     "torch_linear_float32": "nn.Linear float32",
     "torch_linear_bfloat16": "nn.Linear bfloat16",
@@ -134,12 +135,15 @@ def table_of_rows(result: Result, words: Sequence[str]) -> str:
     if not rows:
         raise ValueError(f"no rows left by {' '.join(words)!r}")
     ours, key = ours_of(result), best_key(rows)
-    peers = [n for n in timed_methods(rows) if n != ours]
+    peers = [n for n in timed_methods(rows) if n not in (ours, READY)]
+    ready = READY in timed_methods(rows)
     unit = "us" if key == "graph_us" else "us, host included"
     several = len(dtypes_of(rows)) > 1
     header = [*case_cells(result, rows[0]["case"]), f"{title(ours)}, {unit}"]
     if several:
         header.insert(0, "dtype")
+    if ready:
+        header.append(f"{title(READY)}, us")
     if key == "graph_us":
         header.append("eager, us")
     header += [*extra_cells(result, rows[0], ours), *(title(p) for p in peers)]
@@ -149,6 +153,8 @@ def table_of_rows(result: Result, words: Sequence[str]) -> str:
         mine = p50(methods, ours, key)
         line = [row["case"]["dtype"]] if several else []
         line += [*case_cells(result, row["case"]).values(), f"**{format_us(mine)}**"]
+        if ready:
+            line.append(format_us(p50(methods, READY, key)))
         if key == "graph_us":
             line.append(format_us(p50(methods, ours, "eager_us")))
         line += extra_cells(result, row, ours).values()

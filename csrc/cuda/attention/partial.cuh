@@ -27,7 +27,7 @@ struct DecodeArgs {
   int num_m_blocks;  // blocks of 16 rows for pack heads
   int num_splits;
   int num_warps;
-  bool early_trigger;  // of the merge
+  bool early_trigger;       // of the merge
   RopeAppendParams append;  // k nullptr: nothing is appended
 };
 

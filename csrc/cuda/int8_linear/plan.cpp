@@ -1,7 +1,7 @@
-// Which INT8 linear kernel runs: a gemv for few rows of x or little work, by measured thresholds; on
-// Hopper its own gemm (plan_sm90.cpp) from 33 rows on; else the portable gemm, of whose tiles and
-// numbers of blocks those that the card rules out are dropped and an estimate of the time decides.
-// Earlier candidates win ties.
+// Which INT8 linear kernel runs: a gemv for few rows of x or little work, by measured thresholds;
+// on Hopper its own gemm (plan_sm90.cpp) from 33 rows on; else the portable gemm, of whose tiles
+// and numbers of blocks those that the card rules out are dropped and an estimate of the time
+// decides. Earlier candidates win ties.
 #include "flashint8/plan.h"
 
 #include <algorithm>
@@ -110,9 +110,9 @@ int64_t shared_bytes_of_few(int blocks, const Card& card) {
   return card.shared_memory_per_block / (blocks + 1) + kSharedReserved;
 }
 
-// How many of a gemv's blocks a multiprocessor is to hold: one less than it has room for, where just
-// that is enough. Measured in whole models, among other kernels, and for 16 rows alone, where it
-// pays only with the chip nearly full.
+// How many of a gemv's blocks a multiprocessor is to hold: one less than it has room for, where
+// just that is enough. Measured in whole models, among other kernels, and for 16 rows alone, where
+// it pays only with the chip nearly full.
 int enough_blocks(int64_t blocks, const Card& card, const GemvTile& tile) {
   const int one_less = tile.min_blocks - 1;
   const int64_t room = int64_t{one_less} * card.sm_count;
