@@ -117,4 +117,5 @@ def test_memory_is_bounded(cuda: str) -> None:
     before = torch.cuda.memory_allocated()
     flashint8.quantize_per_channel(weight, "mse")
     added = torch.cuda.max_memory_allocated() - before
-    assert added < weight.numel() + 6 * 4 * per_channel._CHUNK_CUDA
+    vectors = 2**20  # a few values a row
+    assert added < weight.numel() + 6 * 4 * per_channel._CHUNK_CUDA + vectors
