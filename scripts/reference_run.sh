@@ -127,6 +127,7 @@ ptx() {
       run "ptx_${TORCH_CUDA_ARCH_LIST%-*}_card_${card%%,*}" "${TEST_SECONDS:-240}" \
         "$python" -m pytest -q -p no:cacheprovider --require-cuda -k cuda $(pytest_jobs 3) \
         tests/test_attention.py tests/test_attention_layouts.py tests/test_int8_linear.py \
+        tests/test_attention_with_kvcache.py \
         tests/test_fp16_accumulate.py
     done
   )
