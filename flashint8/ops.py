@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashint8 import _checks, _checks_tokens
+from flashint8 import _checks, _checks_cache, _checks_tokens
 from flashint8 import _load as _load  # registers the operators
 
 _namespace = torch.ops.flashint8
@@ -131,7 +131,7 @@ def _rope_append_fake(
     *,
     interleaved: bool = False,
 ) -> None:
-    _checks.check_rope_append(q, k, v, k_cache, v_cache, positions, cos_sin)
+    _checks_cache.check_rope_append(q, k, v, k_cache, v_cache, positions, cos_sin)
 
 
 def _attention_with_kvcache_fake(
@@ -147,7 +147,9 @@ def _attention_with_kvcache_fake(
     scale: float | None = None,
     cache_ready: bool = False,
 ) -> Tensor:
-    _checks.check_attention_with_kvcache(q, k, v, k_cache, v_cache, positions, cos_sin, scale=scale)
+    _checks_cache.check_attention_with_kvcache(
+        q, k, v, k_cache, v_cache, positions, cos_sin, scale=scale
+    )
     return q.new_empty_strided(q.shape, _checks.attention_output_strides(q))
 
 

@@ -1,24 +1,13 @@
-// Checks the arguments of the decoder's small operators, allocates their outputs and fills
-// the kernels' params. Shared by the CPU and the CUDA ops.
+// Checks the arguments of the decoder's small operators (rope_append_: cache_args.h), allocates
+// their outputs and fills the kernels' params. Shared by the CPU and the CUDA ops.
 #pragma once
 
 #include <optional>
 
-#include "attention_args.h"
 #include "flashint8/decoder.h"
 #include "tensor_view.h"
 
 namespace flashint8::ops {
-
-struct RopeAppendCall {
-  RopeAppendParams params;
-  TensorView q;
-};
-
-struct KvCacheCall {
-  RopeAppendParams append;
-  AttentionCall attention;
-};
 
 struct AddNormCall {
   AddNormParams params;
@@ -43,15 +32,6 @@ struct ArgmaxCall {
 };
 
 // All throw std::invalid_argument, naming the argument, what was expected and what came.
-RopeAppendCall prepare_rope_append(const Tensor& q, const Tensor& k, const Tensor& v,
-                                   const Tensor& k_cache, const Tensor& v_cache,
-                                   const Tensor& positions, const std::optional<Tensor>& cos_sin,
-                                   bool interleaved);
-KvCacheCall prepare_attention_with_kvcache(const Tensor& q, const Tensor& k, const Tensor& v,
-                                           const Tensor& k_cache, const Tensor& v_cache,
-                                           const Tensor& positions,
-                                           const std::optional<Tensor>& cos_sin, bool interleaved,
-                                           std::optional<double> scale);
 AddNormCall prepare_add_norm(const Tensor& residual, const std::optional<Tensor>& x,
                              const Tensor& weight, const std::optional<Tensor>& bias, double eps,
                              bool rms);
@@ -61,14 +41,7 @@ EmbedCall prepare_embed(const Tensor& out, const Tensor& tokens, const Tensor& w
                         const std::optional<Tensor>& position_weight);
 ArgmaxCall prepare_argmax(const Tensor& out, const Tensor& x);
 
-// Makes two steps of the call: `append` rotates q into a tensor of its own (where there is a
-// table), which `attention` then reads and the caller keeps.
-std::optional<Tensor> rotate_apart(KvCacheCall& call);
-
 // Nothing to do.
-inline bool is_empty(const RopeAppendParams& p) {
-  return p.batch == 0 || p.seq_len == 0 || p.num_heads + p.num_kv_heads == 0;
-}
 inline bool is_empty(const AddNormParams& p) { return p.rows == 0 || p.columns == 0; }
 inline bool is_empty(const SiluMulParams& p) { return p.rows == 0 || p.columns == 0; }
 inline bool is_empty(const EmbedParams& p) { return p.batch * p.seq_len * p.columns == 0; }

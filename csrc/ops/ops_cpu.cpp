@@ -3,6 +3,7 @@
 #include <tuple>
 
 #include "attention_args.h"
+#include "cache_args.h"
 #include "decoder_args.h"
 #include "flashint8/cpu.h"
 #include "linear_args.h"

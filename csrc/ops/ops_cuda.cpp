@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "attention_args.h"
+#include "cache_args.h"
 #include "cuda_device.h"
 #include "decoder_args.h"
 #include "flashint8/cuda.h"

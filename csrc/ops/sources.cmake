@@ -2,6 +2,7 @@
 set(FLASHINT8_OPS_COMMON_SOURCES
     ${CMAKE_CURRENT_LIST_DIR}/tensor_view.cpp
     ${CMAKE_CURRENT_LIST_DIR}/attention_args.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/cache_args.cpp
     ${CMAKE_CURRENT_LIST_DIR}/decoder_args.cpp
     ${CMAKE_CURRENT_LIST_DIR}/linear_args.cpp)
 set(FLASHINT8_OPS_CPU_SOURCES

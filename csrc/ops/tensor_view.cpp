@@ -110,6 +110,39 @@ void check_vector(const char* what, const TensorView& t, int64_t n) {
   if (n > 1 && t.strides[0] != 1) fail(what, " must be contiguous, got stride ", t.strides[0]);
 }
 
+namespace {
+
+// "(2, *, 16)"
+std::string expected_shape(std::initializer_list<int64_t> sizes) {
+  std::string text;
+  for (const int64_t size : sizes) {
+    text += text.empty() ? "(" : ", ";
+    text += size == kAny ? "*" : std::to_string(size);
+  }
+  return text + (sizes.size() == 1 ? ",)" : ")");
+}
+
+}  // namespace
+
+void check_shape(const char* what, const TensorView& t, std::initializer_list<int64_t> sizes) {
+  bool same = t.ndim == static_cast<int64_t>(sizes.size());
+  const int64_t* size = t.sizes;
+  for (const int64_t expected : sizes) {
+    if (!same) fail(what, " must have shape ", expected_shape(sizes), ", got ", shape_text(t));
+    same = expected == kAny || *size == expected;
+    ++size;
+  }
+  if (!same) fail(what, " must have shape ", expected_shape(sizes), ", got ", shape_text(t));
+}
+
+void check_written(const char* what, const TensorView& t) {
+  for (int64_t d = 0; d < t.ndim; ++d) {
+    if (t.sizes[d] > 1 && t.strides[d] == 0) {
+      fail(what, " is written in place and must not be expanded, got stride 0 in dimension ", d);
+    }
+  }
+}
+
 DType check_float_dtype(const char* what, const TensorView& t) {
   const std::optional<DType> dtype = float_dtype(t.dtype);
   if (is_cuda(t)) {

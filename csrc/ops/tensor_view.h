@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -53,6 +54,11 @@ void check_like(const char* what, const TensorView& t, const char* reference_nam
 void check_typed(const char* what, const TensorView& t, int32_t dtype, const char* reference_name,
                  const TensorView& reference);
 void check_last_dim_contiguous(const char* what, const TensorView& t);
+// kAny: any size.
+constexpr int64_t kAny = -1;
+void check_shape(const char* what, const TensorView& t, std::initializer_list<int64_t> sizes);
+// What is written in place must not name an element twice, as an expanded tensor does.
+void check_written(const char* what, const TensorView& t);
 // A contiguous vector of n elements.
 void check_vector(const char* what, const TensorView& t, int64_t n);
 // Checks float32/float16/bfloat16 (on CUDA: the 16-bit two) and returns the kernels' dtype.
