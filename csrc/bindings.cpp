@@ -12,6 +12,7 @@
 
 #include "flashint8/build_info.h"
 #include "flashint8/cpu.h"
+#include "flashint8/decoder.h"
 #include "flashint8/plan.h"
 #include "flashint8/targets.h"
 
@@ -92,7 +93,8 @@ AttentionStrides contiguous(int64_t heads, int64_t seq, int64_t head_dim) {
 py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, int64_t seq_len_q,
                         int64_t seq_len_kv, int64_t head_dim, const std::string& dtype, int causal,
                         int64_t window, bool fp16_accumulate, bool ragged, bool vectorized,
-                        bool expanded, int compute_capability, int sm_count,
+                        bool expanded, bool appends, bool append_vectorized, int64_t rotary_dim,
+                        bool interleaved, int compute_capability, int sm_count,
                         int shared_memory_per_block) {
   constexpr char kOp[] = "attention";
   require(kOp, "batch", batch, 1);
@@ -143,6 +145,14 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
   params.fp16_accumulate = fp16_accumulate;
   if (ragged) params.kv_lengths = static_cast<const int32_t*>(address(true));
   if (expanded) params.k_stride = AttentionStrides{};
+  RopeAppendParams token;
+  if (appends) {
+    token.k = token.v = address(append_vectorized);
+    if (rotary_dim > 0) token.cos_sin = static_cast<const float*>(address(append_vectorized));
+    token.rotary_dim = rotary_dim;
+    token.interleaved = interleaved;
+    params.append = &token;
+  }
   const AttentionPlan plan =
       plan_attention(params, make_card(kOp, compute_capability, sm_count, shared_memory_per_block));
 
@@ -158,6 +168,7 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
   fields["stages"] = plan.stages;
   fields["vectorized"] = plan.vectorized;
   fields["num_splits"] = plan.num_splits;
+  if (appends) fields["appends"] = plan.appends;
   fields["dependent_launch"] = plan.dependent_launch;
   fields["num_blocks"] = plan.num_blocks;
   fields["shared_bytes"] = plan.shared_bytes;
@@ -227,7 +238,9 @@ PYBIND11_MODULE(_C, module) {
              arg("num_kv_heads"), arg("seq_len_q"), arg("seq_len_kv"), arg("head_dim"),
              arg("dtype"), arg("causal"), arg("window"), arg("fp16_accumulate") = false,
              arg("ragged") = false, arg("vectorized") = true, arg("expanded") = false,
-             arg("compute_capability"), arg("sm_count"), arg("shared_memory_per_block"),
+             arg("appends") = false, arg("append_vectorized") = true, arg("rotary_dim") = 0,
+             arg("interleaved") = false, arg("compute_capability"), arg("sm_count"),
+             arg("shared_memory_per_block"),
              "The CUDA kernel, tile and splits of an attention call, as a dict.");
   module.def("int8_linear_plan", &int8_linear_plan, py::kw_only(), arg("m"), arg("n"), arg("k"),
              arg("dtype"), arg("activation") = py::none(), arg("vectorized") = true,

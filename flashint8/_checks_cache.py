@@ -48,11 +48,12 @@ def _check_append(
     v_cache: Tensor,
     positions: Tensor,
     cos_sin: Tensor | None = None,
+    device_type: str | None = None,
 ) -> None:
     """Checks all but where q goes."""
     if q.dim() != 4:
         raise ValueError(f"{op}: q must have 4 dimensions (B, H, T, D), got {q.dim()}")
-    _check_float(f"{op}: q", q, q.device.type)
+    _check_float(f"{op}: q", q, device_type or q.device.type)
     _check_last_dim(f"{op}: q", q)
     tokens = q.shape[2]
     _check_heads(f"{op}: k", k, q, None, tokens)
@@ -90,10 +91,11 @@ def check_attention_with_kvcache(
     cos_sin: Tensor | None = None,
     *,
     scale: float | None = None,
+    device_type: str | None = None,
 ) -> None:
-    """Checks `attention_with_kvcache`'s arguments."""
+    """Checks `attention_with_kvcache`'s arguments by the rules of `device_type` (None: q's)."""
     op = "attention_with_kvcache"
-    _check_append(op, q, k, v, k_cache, v_cache, positions, cos_sin)
+    _check_append(op, q, k, v, k_cache, v_cache, positions, cos_sin, device_type)
     if q.shape[2] != 1:
         raise ValueError(f"{op}: q must hold one token a row, (B, Hq, 1, D), got {shape_text(q)}")
-    check_attention(q, k_cache, v_cache, positions, scale=scale, op=op)
+    check_attention(q, k_cache, v_cache, positions, scale=scale, device_type=device_type, op=op)

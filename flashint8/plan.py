@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashint8 import _C, _arch, _checks, _layout
+from flashint8 import _C, _arch, _checks, _checks_cache, _layout
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Plan:
     """What would run. str() shows it at a glance.
 
     Attributes:
-        op: "attention" or "int8_linear".
+        op: "attention", "attention_with_kvcache" or "int8_linear".
         device: "cpu" or "cuda".
         kernel: on CUDA "prefill", "prefill_sm90", "decode", "gemv", "gemm", "gemm_sm90" (sm90: with
             Hopper's own instructions) or "library" (torch's own 16-bit product on weights converted
@@ -173,6 +173,66 @@ def _explain_attention(
         fp16_accumulate=fp16_accumulate,
         device_type="cpu" if card is None else "cuda",
     )
+    return _attention_plan(
+        "attention",
+        card,
+        (q, k, v),
+        causal=causal,
+        window=window,
+        fp16_accumulate=fp16_accumulate,
+        ragged=kv_lengths is not None or kv_start is not None,
+    )
+
+
+def _explain_attention_with_kvcache(
+    card: Card | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor | None = None,
+    *,
+    interleaved: bool = False,
+    scale: float | None = None,
+    cache_ready: bool = False,
+) -> Plan:
+    card = _resolve(q, card)
+    _checks_cache.check_attention_with_kvcache(
+        q,
+        k,
+        v,
+        k_cache,
+        v_cache,
+        positions,
+        cos_sin,
+        scale=scale,
+        device_type="cpu" if card is None else "cuda",
+    )
+    table = () if cos_sin is None else (cos_sin,)
+    return _attention_plan(
+        "attention_with_kvcache",
+        card,
+        (q, k_cache, v_cache),
+        ragged=True,
+        appends=True,
+        append_vectorized=_aligned(k, v, *table),
+        rotary_dim=0 if cos_sin is None else cos_sin.shape[1],
+        interleaved=interleaved,
+    )
+
+
+def _attention_plan(
+    op: str,
+    card: Card | None,
+    tensors: tuple[Tensor, Tensor, Tensor],
+    *,
+    causal: int = 1,
+    window: int = -1,
+    **options: Any,
+) -> Plan:
+    q, k, _ = tensors
     sizes: dict[str, Any] = {
         "batch": q.shape[0],
         "num_heads": q.shape[1],
@@ -184,19 +244,18 @@ def _explain_attention(
         "window": window,
     }
     if card is None:
-        return _cpu_plan("attention", {**sizes, "head_dim": q.shape[3]})
+        return _cpu_plan(op, {**sizes, "head_dim": q.shape[3]})
     plan = _C.attention_plan(
         **sizes,
+        **options,
         head_dim=q.shape[3],
-        fp16_accumulate=fp16_accumulate,
-        ragged=kv_lengths is not None or kv_start is not None,
-        vectorized=_aligned(q, k, v),
-        expanded=_expanded(q, k, v),
+        vectorized=_aligned(*tensors),
+        expanded=_expanded(*tensors),
         compute_capability=card.compute_capability,
         sm_count=card.sm_count,
         shared_memory_per_block=card.shared_memory_per_block,
     )
-    return _cuda_plan("attention", plan, sizes, card)
+    return _cuda_plan(op, plan, sizes, card)
 
 
 def _explain_int8_linear(
@@ -207,6 +266,7 @@ def _explain_int8_linear(
     bias: Tensor | None = None,
     *,
     activation: str | None = None,
+    weight_ready: bool = False,
 ) -> Plan:
     card = _resolve(x, card)
     device_type = "cpu" if card is None else "cuda"
@@ -236,5 +296,6 @@ def _explain_int8_linear(
 
 _PLANNERS: dict[str, Callable[..., Plan]] = {
     "attention": _explain_attention,
+    "attention_with_kvcache": _explain_attention_with_kvcache,
     "int8_linear": _explain_int8_linear,
 }

@@ -212,6 +212,48 @@ def test_plan_of_this_card(cuda: str) -> None:
     assert plan.details == explain("attention", q, q, q, card=card).details
 
 
+@pytest.mark.parametrize("head_dim", [40, 64, 96, 128, 256])
+def test_the_decode_kernel_takes_the_token(card: Card, head_dim: int) -> None:
+    """Where it turns whole heads, as wide as the kernel's, by their halves, or turns nothing."""
+    q, k, v = (
+        torch.empty(2, h, 1, head_dim, dtype=torch.float16, device="meta") for h in (8, 2, 2)
+    )
+    cache = torch.empty(2, 2, 700, head_dim, dtype=torch.float16, device="meta")
+    args = (q, k, v, cache, cache, torch.empty(2, dtype=torch.int32, device="meta"))
+
+    def takes(columns: int | None, *, interleaved: bool = False, k: torch.Tensor = k) -> bool:
+        table = None if columns is None else torch.empty(700, columns, device="meta")
+        plan = explain(
+            "attention_with_kvcache", q, k, *args[2:], table, interleaved=interleaved, card=card
+        )
+        assert plan.kernel == "decode"
+        assert_fits(plan.details, card, str(plan))
+        plain = explain("attention", q, cache, cache, args[5], card=card).details
+        same = ("num_splits", "num_warps", "num_blocks", "workspace_bytes")
+        assert [plan.details[n] for n in same] == [plain[n] for n in same]
+        return bool(plan.details["appends"])
+
+    assert takes(None)
+    assert takes(head_dim) == (head_dim in (64, 128, 256))
+    assert not takes(head_dim, interleaved=True)
+    assert not takes(head_dim - 8)
+    assert not takes(None, k=torch.empty(2, 2, 1, head_dim + 1, **like(k))[..., :head_dim])
+    assert explain("attention_with_kvcache", *args, card=card, cache_ready=True).details["appends"]
+    wide = [torch.empty(2, h, 3, head_dim, **like(k)) for h in (8, 2, 2)]
+    with pytest.raises(ValueError, match=r"^attention_with_kvcache: q must hold one token a row"):
+        explain("attention_with_kvcache", *wide, *args[3:], card=card)
+
+
+def like(tensor: torch.Tensor) -> dict[str, Any]:
+    return {"dtype": tensor.dtype, "device": tensor.device}
+
+
+def test_ready_weights_change_no_plan(card: Card) -> None:
+    args = linear_args(1, 4096, 4096)
+    plain, ready = (explain("int8_linear", *args, card=card, weight_ready=w) for w in (False, True))
+    assert plain == ready
+
+
 def test_bad_questions(card: Card) -> None:
     q, k, v = qkv((1, 4, 2, 5, 5), 64)
     with pytest.raises(ValueError, match="softmax"):
