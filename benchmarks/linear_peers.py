@@ -57,7 +57,7 @@ def make_weights(n: int, k: int, dtype: torch.dtype, device: torch.device, seed:
 
 
 # nn.Linear is a peer in each of them: which one is fastest depends on the CPU and on M.
-READY_UP_TO = 32  # rows: with more, ready weights make no difference
+READY_UP_TO = 32  # rows: with more, only little work is the gemv's, which alone reads them early
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Layer = Callable[[torch.Tensor], torch.Tensor]

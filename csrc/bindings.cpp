@@ -170,6 +170,7 @@ py::dict attention_plan(int64_t batch, int64_t num_heads, int64_t num_kv_heads, 
   fields["num_splits"] = plan.num_splits;
   if (appends) fields["appends"] = plan.appends;
   fields["dependent_launch"] = plan.dependent_launch;
+  fields["early_trigger"] = plan.early_trigger;
   fields["num_blocks"] = plan.num_blocks;
   fields["shared_bytes"] = plan.shared_bytes;
   fields["workspace_bytes"] = plan.workspace_bytes;

@@ -84,7 +84,8 @@ def attention_with_kvcache(
     ``rope_append_(q, k, v, k_cache, v_cache, positions, cos_sin)`` followed by
     ``attention(q, k_cache, v_cache, positions + 1)`` compute, except that q stays as it is. On
     CUDA it is one kernel where tensors lie on 16 bytes and cos_sin, if given, turns whole heads of
-    64, 128 or 256 elements by their halves; otherwise two.
+    64, 128 or 256 elements by their halves; otherwise two. One more merges the splits of a long
+    cache, as in `attention`.
 
     A token whose slot ``positions[b]`` is outside [0, S) is not written, and q then sees the cache
     as it is: all of it, or, where the position is negative, nothing, which gives 0.
@@ -104,7 +105,9 @@ def attention_with_kvcache(
         scale: multiplies the scores; default 1 / sqrt(D).
         cache_ready: a promise that no kernel still under way writes positions, cos_sin or the
             caches' rows before ``positions[b]``, so that a GPU may read them before the kernel
-            ahead in the stream has ended. On a GPU older than Hopper, and on the CPU, it changes
+            ahead in the stream has ended. The step before is such a kernel: between two calls on
+            one cache there must be one that waits for what is ahead before it lets others in, such
+            as `add_norm_` or any of torch's. On a GPU older than Hopper, and on the CPU, it changes
             nothing.
 
     Returns:

@@ -1,5 +1,6 @@
 """`explain`: which kernel would run, and how, as data; also for cards that are not here."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ def explain(op: str, *args: Any, card: Card | None = None, **kwargs: Any) -> Pla
     """The kernel, tile and splits that a call would use, without running it.
 
     Args:
-        op: "attention" or "int8_linear".
+        op: "attention", "attention_with_kvcache" or "int8_linear".
         *args: the operator's arguments; meta tensors will do.
         card: the GPU to plan for, which need not be here; None: the device of the tensors.
         **kwargs: the operator's keyword arguments.
@@ -211,16 +212,25 @@ def _explain_attention_with_kvcache(
         device_type="cpu" if card is None else "cuda",
     )
     table = () if cos_sin is None else (cos_sin,)
-    return _attention_plan(
-        "attention_with_kvcache",
-        card,
-        (q, k_cache, v_cache),
-        ragged=True,
-        appends=True,
-        append_vectorized=_aligned(k, v, *table),
-        rotary_dim=0 if cos_sin is None else cos_sin.shape[1],
-        interleaved=interleaved,
-    )
+
+    def plan_for(queries: Tensor, appends: bool) -> Plan:
+        return _attention_plan(
+            "attention_with_kvcache",
+            card,
+            (queries, k_cache, v_cache),
+            ragged=True,
+            appends=appends,
+            append_vectorized=_aligned(k, v, *table),
+            rotary_dim=0 if cos_sin is None else cos_sin.shape[1],
+            interleaved=interleaved,
+        )
+
+    plan = plan_for(q, True)
+    if cos_sin is None or plan.details.get("appends", True):
+        return plan
+    # rope_append_ goes first, and leaves the rotated q in a tensor of its own.
+    plan = plan_for(torch.empty(q.shape, dtype=q.dtype, device="meta"), False)
+    return dataclasses.replace(plan, details={**plan.details, "appends": False})
 
 
 def _attention_plan(

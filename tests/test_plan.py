@@ -77,6 +77,12 @@ def test_attention_fits_every_card(card: Card, head_dim: int, dtype: torch.dtype
             assert plan.details["workspace_bytes"] <= WORKSPACE_LIMIT, what
 
 
+def test_the_merge_of_a_short_cache_lets_the_next_kernel_in(card: Card) -> None:
+    for keys, early in ((1500, True), (1600, False)):  # 6 MiB of keys and values, 16 heads of 64
+        plan = explain("attention", *qkv((1, 32, 16, 1, keys), 64), card=card)
+        assert (plan.kernel, plan.details["early_trigger"]) == ("decode", early)
+
+
 def test_prefill_needs_no_workspace_and_decode_splits(card: Card) -> None:
     prefill = explain("attention", *qkv((2, 8, 8, 512, 512), 64), card=card)
     assert "prefill" in prefill.kernel
@@ -239,6 +245,16 @@ def test_the_decode_kernel_takes_the_token(card: Card, head_dim: int) -> None:
     assert not takes(head_dim - 8)
     assert not takes(None, k=torch.empty(2, 2, 1, head_dim + 1, **like(k))[..., :head_dim])
     assert explain("attention_with_kvcache", *args, card=card, cache_ready=True).details["appends"]
+    # An odd q is turned into a tensor of its own, which 16-byte loads then read.
+    odd = torch.empty(2, 8, 1, head_dim + 1, **like(q))[..., 1:]
+    table = torch.empty(700, head_dim, device="meta")
+    for columns in (None, table):
+        plan = explain("attention_with_kvcache", odd, *args[1:], columns, card=card)
+        assert (plan.details["appends"], plan.details["vectorized"]) == (False, columns is not None)
+    # So is one for a table whose rows do not lie on 16 bytes.
+    columns = torch.empty(700, head_dim + 2, device="meta")[:, :head_dim]
+    plan = explain("attention_with_kvcache", *args, columns, card=card)
+    assert (plan.details["appends"], plan.details["vectorized"]) == (False, True)
     wide = [torch.empty(2, h, 3, head_dim, **like(k)) for h in (8, 2, 2)]
     with pytest.raises(ValueError, match=r"^attention_with_kvcache: q must hold one token a row"):
         explain("attention_with_kvcache", *wide, *args[3:], card=card)
@@ -335,7 +351,15 @@ def test_little_work_is_for_the_gemv() -> None:
         plan = explain("int8_linear", *linear_args(m, n, k), card=card)
         assert (plan.kernel, plan.details["block_m"]) == ("gemv", 16), plan
         assert plan.details["num_blocks"] <= 3 * card.sm_count, plan
-    for m, n, k in ((256, 768, 768), (128, 2304, 768), (128, 768, 3072), (64, 2048, 2048)):
+    # Little, but too long for few blocks: the last two.
+    for m, n, k in (
+        (256, 768, 768),
+        (128, 2304, 768),
+        (128, 768, 3072),
+        (64, 2048, 2048),
+        (64, 64, 14336),
+        (33, 16, 200_000),
+    ):
         assert explain("int8_linear", *linear_args(m, n, k), card=card).kernel == "gemm_sm90"
 
 

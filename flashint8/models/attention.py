@@ -35,7 +35,8 @@ class FusedAttend:
         config: of the model.
         cache: filled up to its lengths; the new keys and values go behind them.
         length: new positions T of each row.
-        static: whether nothing may depend on the host's lengths (a graph will replay this).
+        static: whether nothing may depend on the host's lengths (a graph will replay this); of one
+            token nothing does.
     """
 
     def __init__(self, config: ModelConfig, cache: KVCache, length: int, static: bool) -> None:
@@ -47,7 +48,7 @@ class FusedAttend:
         )
         if length > 1:
             self.ends = cache.positions + length
-            # The plan of a prompt goes by the keys it is given; one token's by the whole cache.
+            # The plan of a prompt goes by the keys it is given.
             self.keys = None if static else max(cache.lengths) + length
 
     def __call__(self, qkv: Tensor, keys: Tensor | None, values: Tensor | None) -> Tensor:

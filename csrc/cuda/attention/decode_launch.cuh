@@ -25,6 +25,7 @@ cudaError_t launch_decode(const AttentionParams& params, const AttentionPlan& pl
   args.num_warps = plan.num_warps;
   args.early_trigger = plan.early_trigger;
   if (params.append != nullptr) args.append = *params.append;
+  args.params.append = nullptr;  // the host's
   const int64_t rows = params.batch * params.num_heads * params.seq_len_q;
   const int64_t blocks =
       args.num_splits * args.num_m_blocks * params.batch * params.num_heads / plan.pack;

@@ -8,8 +8,8 @@
 
 namespace flashint8::cuda {
 
-// Everything that kernels ahead in the stream wrote is visible after this; nothing that they read
-// or write may be touched before it.
+// Everything that kernels ahead in the stream wrote is visible after this. Before it nothing that
+// they may write is read, and nothing that they may touch is written.
 __device__ __forceinline__ void wait_for_prerequisite() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\n" ::: "memory");

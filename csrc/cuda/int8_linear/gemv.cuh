@@ -61,18 +61,15 @@ __device__ __forceinline__ uint4 load_of_row(const uint8_t* row, int64_t size, i
   }
 }
 
-// Blocks a multiprocessor is to hold. For other cards than Hopper the compiler needs more registers
-// for 16 rows than three blocks would leave it.
-constexpr int gemv_min_blocks(const GemvTile& tile) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
-  if (tile.block_m == 16) return 2;
+#ifdef __CUDA_ARCH__
+constexpr int kCompiledFor = __CUDA_ARCH__ / 10;
+#else
+constexpr int kCompiledFor = 90;
 #endif
-  return tile.min_blocks;
-}
 
 template <typename T, int kTile>
 __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
-                                  gemv_min_blocks(kGemvTiles[kTile]))
+                                  gemv_min_blocks(kGemvTiles[kTile], kCompiledFor))
     int8_linear_gemv_kernel(const __grid_constant__ Int8LinearParams p) {
   constexpr GemvTile kShape = kGemvTiles[kTile];
   constexpr int kWarps = kShape.num_warps;

@@ -68,24 +68,31 @@ struct Candidate {
   double clocks = 0;
 };
 
+// The blocks of a gemv that the card holds.
+int64_t blocks_at_once(const GemvTile& tile, const Card& card) {
+  return int64_t{gemv_min_blocks(tile, card.compute_capability)} * card.sm_count;
+}
+
 // Up to 8 rows: whether blocks of 16 warps read the weights faster than blocks of 8, of which a
 // multiprocessor holds twice as many. They hide the latency of rows better, but fill the card in
 // larger steps.
 bool many_warps(const Int8LinearParams& p, const Card& card, int64_t tiles) {
   constexpr int64_t kOneStep = 8 * kGemvUnit;  // k that 8 warps read at once
-  const int64_t at_once = int64_t{kGemvTiles[0].min_blocks} * card.sm_count;
+  const int64_t at_once = blocks_at_once(kGemvTiles[0], card);
   if (tiles <= at_once) return p.k > kOneStep;
   return p.k >= kLongRow && tiles > 2 * at_once && tiles <= 3 * at_once;
 }
 
-// Whether so little is to be done that a gemv of 16 rows a block, which fills the card at once or
-// nearly so and is short to start and end, beats a gemm of any kind.
+// Whether so little is to be done that a gemv of 16 rows a block, in a round or two of blocks,
+// beats a gemm of any kind: it is short to start and end. Measured on an H100
+// (docs/performance.md), with a block a multiprocessor and more; with fewer, k must be as short as
+// if there were.
 bool is_little_work(const Int8LinearParams& p, const Card& card, int64_t tiles) {
   constexpr int64_t kOneRound = 4600, kTwoRounds = 4200;  // k of a multiprocessor's blocks
   const int64_t blocks = tiles * ceil_div(p.m, kGemvTiles[2].block_m);
-  const int64_t at_once = int64_t{kGemvTiles[2].min_blocks} * card.sm_count;
-  return blocks <= 2 * at_once &&
-         blocks * p.k <= card.sm_count * (blocks <= at_once ? kOneRound : kTwoRounds);
+  const int64_t at_once = blocks_at_once(kGemvTiles[2], card);
+  return blocks <= 2 * at_once && std::max<int64_t>(blocks, card.sm_count) * p.k <=
+                                      card.sm_count * (blocks <= at_once ? kOneRound : kTwoRounds);
 }
 
 // The row of kGemvTiles for few rows of x, or -1: the gemm is faster. Measured on an H100
@@ -114,10 +121,11 @@ int64_t shared_bytes_of_few(int blocks, const Card& card) {
 // just that is enough. Measured in whole models, among other kernels, and for 16 rows alone, where
 // it pays only with the chip nearly full.
 int enough_blocks(int64_t blocks, const Card& card, const GemvTile& tile) {
-  const int one_less = tile.min_blocks - 1;
+  const int most = gemv_min_blocks(tile, card.compute_capability), one_less = most - 1;
+  if (!waits_on_device(card)) return most;  // no block comes early
   const int64_t room = int64_t{one_less} * card.sm_count;
   const bool full = blocks > room - card.sm_count && (tile.block_m == 8 || 4 * blocks > 3 * room);
-  return blocks <= room && full ? one_less : tile.min_blocks;
+  return blocks <= room && full ? one_less : most;
 }
 
 LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile& tile) {
@@ -134,12 +142,13 @@ LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile
   // for each tile, if it is long enough: multiprocessors that memory serves faster get more then.
   constexpr int64_t kMostBlocks = 65535;  // along y
   const int64_t row_blocks = std::max<int64_t>(1, ceil_div(p.m, tile.block_m));
-  const int64_t at_once = int64_t{tile.min_blocks} * card.sm_count;
+  const int64_t at_once = blocks_at_once(tile, card);
   const int64_t rounds = ceil_div(tiles * (tile.block_m == 16 ? row_blocks : 1), at_once);
   const bool one_each = tile.num_warps == 8 && tile.block_m == 8 && p.k >= kLongRow;
   const int64_t blocks = one_each ? std::min(tiles, kMostBlocks) : ceil_div(tiles, rounds);
   plan.num_blocks = row_blocks * blocks;
-  if (const int few = enough_blocks(plan.num_blocks, card, tile); few < tile.min_blocks) {
+  const int few = enough_blocks(plan.num_blocks, card, tile);
+  if (few < gemv_min_blocks(tile, card.compute_capability)) {
     plan.shared_bytes = shared_bytes_of_few(few, card) - gemv_sum_bytes(tile);
   }
   return plan;

@@ -34,6 +34,11 @@ constexpr GemvTile kGemvTiles[] = {
 };
 constexpr int kNumGemvTiles = sizeof(kGemvTiles) / sizeof(kGemvTiles[0]);
 constexpr int kGemvBlockN = 16;
+// On other cards than Hopper the compiler needs more registers for 16 rows than three blocks would
+// leave it.
+FLASHINT8_HOST_DEVICE constexpr int gemv_min_blocks(const GemvTile& tile, int compute_capability) {
+  return tile.block_m == 16 && compute_capability != 90 ? 2 : tile.min_blocks;
+}
 constexpr int kGemvUnit = 128;               // k of a warp's step
 constexpr int kGemvPitch = kGemvBlockN + 4;  // of the sums, in floats
 
