@@ -105,7 +105,8 @@ differential() {
   # shellcheck disable=SC2046
   run differential "${TEST_SECONDS:-240}" "$python" -m pytest -q -p no:cacheprovider \
     --require-cuda $(pytest_jobs 8) --differential "${DIFFERENTIAL:-2000}" -k cuda \
-    tests/test_linear_differential.py tests/test_attention_differential.py
+    tests/test_linear_differential.py tests/test_attention_differential.py \
+    tests/test_kvcache_differential.py
 }
 
 # ptx VERSION CARD...: the code and the plans of small cards: a library that holds one PTX version
