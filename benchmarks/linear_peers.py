@@ -56,8 +56,8 @@ def make_weights(n: int, k: int, dtype: torch.dtype, device: torch.device, seed:
     return Weights(quantized, scale, dtype)
 
 
-# nn.Linear is a peer in each of them: which one is fastest depends on the CPU and on M.
 READY_UP_TO = 32  # rows: with more, only little work is the gemv's, which alone reads them early
+# nn.Linear is a peer in each of them: which one is fastest depends on the CPU and on M.
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Layer = Callable[[torch.Tensor], torch.Tensor]

@@ -84,6 +84,11 @@ def best_key(rows: Iterable[Row]) -> str:
     )
 
 
+def is_peer(name: str, ours: str) -> bool:
+    """Whether a method is one that ours is compared with."""
+    return name not in (ours, READY)
+
+
 def speedups(rows: Iterable[Row], ours: str, key: str) -> dict[str, list[float]]:
     """Per peer: its median over ours, for every row where both have one."""
     found: dict[str, list[float]] = {}
@@ -92,14 +97,14 @@ def speedups(rows: Iterable[Row], ours: str, key: str) -> dict[str, list[float]]
         mine = p50(methods, ours, key)
         for name in methods:
             theirs = p50(methods, name, key)
-            if name not in (ours, READY) and mine and theirs:
+            if is_peer(name, ours) and mine and theirs:
                 found.setdefault(name, []).append(theirs / mine)
     return found
 
 
 def best_peer(methods: Row, ours: str, key: str) -> float | None:
     """Smallest median of the peers, or None."""
-    times = [p50(methods, name, key) for name in methods if name not in (ours, READY)]
+    times = [p50(methods, name, key) for name in methods if is_peer(name, ours)]
     return min((t for t in times if t), default=None)
 
 

@@ -19,7 +19,17 @@ from typing import Any
 
 import generate_tables
 import quality_tables
-from report import READY, best_key, best_peer, ceilings_of, format_us, geometric_mean, p50, speedups
+from report import (
+    READY,
+    best_key,
+    best_peer,
+    ceilings_of,
+    format_us,
+    geometric_mean,
+    is_peer,
+    p50,
+    speedups,
+)
 
 REGION = re.compile(
     r"(<!-- table:(?P<name>\S+)(?P<words>[^>]*?) -->\n)(?P<body>.*?)(<!-- /table -->)", re.DOTALL
@@ -135,8 +145,8 @@ def table_of_rows(result: Result, words: Sequence[str]) -> str:
     if not rows:
         raise ValueError(f"no rows left by {' '.join(words)!r}")
     ours, key = ours_of(result), best_key(rows)
-    peers = [n for n in timed_methods(rows) if n not in (ours, READY)]
-    ready = READY in timed_methods(rows)
+    timed = timed_methods(rows)
+    peers, ready = [n for n in timed if is_peer(n, ours)], READY in timed
     unit = "us" if key == "graph_us" else "us, host included"
     several = len(dtypes_of(rows)) > 1
     header = [*case_cells(result, rows[0]["case"]), f"{title(ours)}, {unit}"]

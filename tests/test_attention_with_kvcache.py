@@ -44,7 +44,8 @@ def in_two(
     interleaved: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    q = q.clone(memory_format=torch.preserve_format)
+    if cos_sin is not None:
+        q = q.clone(memory_format=torch.preserve_format)  # it is rotated in place
     flashint8.rope_append_(q, k, v, k_cache, v_cache, positions, cos_sin, interleaved=interleaved)
     ends = (positions.long() + 1).clamp(0, k_cache.shape[2]).int()
     return flashint8.attention(q, k_cache, v_cache, ends, scale=scale)

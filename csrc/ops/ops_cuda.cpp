@@ -26,6 +26,14 @@ std::optional<Tensor> allocate_workspace(int64_t bytes, const TensorView& like) 
   return empty_contiguous(1, &bytes, aoti_torch_dtype_uint8(), like);
 }
 
+// `like`: where to allocate the workspace.
+void launch_attention(AttentionParams& params, const AttentionPlan& plan, const TensorView& like,
+                      const CudaCall& cuda_call) {
+  const std::optional<Tensor> workspace = allocate_workspace(plan.workspace_bytes, like);
+  if (workspace) params.workspace = workspace->mutable_data_ptr();
+  cuda_call.check(cuda::launch_attention_fwd(params, plan, cuda_call.stream()));
+}
+
 AttentionCall run_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                             const std::optional<Tensor>& kv_lengths,
                             const std::optional<Tensor>& kv_start, int64_t causal, int64_t window,
@@ -36,10 +44,7 @@ AttentionCall run_attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                          scale, fp16_accumulate, with_lse);
   if (is_empty(call.params)) return call;
   const CudaCall cuda_call("attention", call.q);
-  const AttentionPlan plan = plan_attention(call.params, cuda_call.card());
-  const std::optional<Tensor> workspace = allocate_workspace(plan.workspace_bytes, call.q);
-  if (workspace) call.params.workspace = workspace->mutable_data_ptr();
-  cuda_call.check(cuda::launch_attention_fwd(call.params, plan, cuda_call.stream()));
+  launch_attention(call.params, plan_attention(call.params, cuda_call.card()), call.q, cuda_call);
   return call;
 }
 
@@ -135,10 +140,7 @@ Tensor attention_with_kvcache(const Tensor& q, const Tensor& k, const Tensor& v,
     if (is_empty(params)) return call.attention.out;
     plan = plan_attention(params, cuda_call.card());
   }
-  const std::optional<Tensor> workspace =
-      allocate_workspace(plan.workspace_bytes, call.attention.q);
-  if (workspace) params.workspace = workspace->mutable_data_ptr();
-  cuda_call.check(cuda::launch_attention_fwd(params, plan, cuda_call.stream()));
+  launch_attention(params, plan, call.attention.q, cuda_call);
   return call.attention.out;
 }
 

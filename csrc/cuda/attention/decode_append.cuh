@@ -16,10 +16,6 @@
 
 namespace flashint8::cuda {
 
-__device__ __forceinline__ const float* table_row(const RopeAppendParams& p, int position) {
-  return p.cos_sin + clamp_to(position, 0, p.table_rows - 1) * p.cos_sin_stride;
-}
-
 // q: as load_query_fragments leaves it, of one token. A lane's partners are its own: columns c and
 // c + kHeadDim / 2 are half the steps apart.
 template <class Traits>

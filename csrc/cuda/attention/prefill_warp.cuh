@@ -159,7 +159,7 @@ struct PrefillWarp {
       for (int nt = 0; nt < kNTiles; ++nt) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float2 pair = unpack2_half(sums[mt][nt][half]);
+          const float2 pair = unpack2(sums[mt][nt][half], __half{});
           s[mt][nt][2 * half] = pair.x;
           s[mt][nt][2 * half + 1] = pair.y;
         }

@@ -52,9 +52,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t slot = p.positions[batch * p.positions_stride] + t;
   const bool has_slot = slot >= 0 && slot < p.slots;
-  const int64_t last = p.table_rows - 1;
-  const float* cos_row =
-      p.cos_sin + (slot < 0 ? 0 : (slot < last ? slot : last)) * p.cos_sin_stride;
+  const float* cos_row = table_row(p, slot);
   for (int item = blockIdx.y * kThreads + threadIdx.x; item < items; item += gridDim.y * kThreads) {
     const int head = item / units, unit = item - head * units;
     const bool is_q = head < num_q, is_v = head >= num_q + num_kv;

@@ -31,9 +31,6 @@ __device__ __forceinline__ float2 unpack2(uint32_t pair, __half) {
 __device__ __forceinline__ float2 unpack2(uint32_t pair, __nv_bfloat16) {
   return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
 }
-__device__ __forceinline__ float2 unpack2_half(uint32_t pair) {
-  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
-}
 
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }

@@ -5,8 +5,14 @@
 #include <cstdint>
 
 #include "convert.cuh"
+#include "flashint8/decoder.h"
 
 namespace flashint8::cuda {
+
+// The cosines of a position's angles, and behind them the sines.
+__device__ __forceinline__ const float* table_row(const RopeAppendParams& p, int64_t position) {
+  return p.cos_sin + clamp_to(position, 0, p.table_rows - 1) * p.cos_sin_stride;
+}
 
 // (first, second) turned by one angle.
 __device__ __forceinline__ void rotate_pair(float cos, float sin, float& first, float& second) {

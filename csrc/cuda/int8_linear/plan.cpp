@@ -117,15 +117,15 @@ int64_t shared_bytes_of_few(int blocks, const Card& card) {
   return card.shared_memory_per_block / (blocks + 1) + kSharedReserved;
 }
 
-// How many of a gemv's blocks a multiprocessor is to hold: one less than it has room for, where
-// just that is enough. Measured in whole models, among other kernels, and for 16 rows alone, where
-// it pays only with the chip nearly full.
-int enough_blocks(int64_t blocks, const Card& card, const GemvTile& tile) {
-  const int most = gemv_min_blocks(tile, card.compute_capability), one_less = most - 1;
-  if (!waits_on_device(card)) return most;  // no block comes early
+// What a gemv's block asks for beside its sums. A multiprocessor is to hold one less than it has
+// room for, where just that is enough. Measured in whole models, among other kernels, and for 16
+// rows alone, where it pays only with the chip nearly full.
+int64_t gemv_spare_bytes(int64_t blocks, const Card& card, const GemvTile& tile) {
+  if (!waits_on_device(card)) return 0;  // no block comes early
+  const int one_less = gemv_min_blocks(tile, card.compute_capability) - 1;
   const int64_t room = int64_t{one_less} * card.sm_count;
   const bool full = blocks > room - card.sm_count && (tile.block_m == 8 || 4 * blocks > 3 * room);
-  return blocks <= room && full ? one_less : most;
+  return blocks <= room && full ? shared_bytes_of_few(one_less, card) - gemv_sum_bytes(tile) : 0;
 }
 
 LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile& tile) {
@@ -142,15 +142,13 @@ LinearPlan gemv_plan(const Int8LinearParams& p, const Card& card, const GemvTile
   // for each tile, if it is long enough: multiprocessors that memory serves faster get more then.
   constexpr int64_t kMostBlocks = 65535;  // along y
   const int64_t row_blocks = std::max<int64_t>(1, ceil_div(p.m, tile.block_m));
-  const int64_t at_once = blocks_at_once(tile, card);
-  const int64_t rounds = ceil_div(tiles * (tile.block_m == 16 ? row_blocks : 1), at_once);
+  // Unaligned, where each block goes round all tiles, it is the tiles alone that count.
+  const int64_t counted = tile.vectorized ? tiles * row_blocks : tiles;
+  const int64_t rounds = ceil_div(counted, blocks_at_once(tile, card));
   const bool one_each = tile.num_warps == 8 && tile.block_m == 8 && p.k >= kLongRow;
   const int64_t blocks = one_each ? std::min(tiles, kMostBlocks) : ceil_div(tiles, rounds);
   plan.num_blocks = row_blocks * blocks;
-  const int few = enough_blocks(plan.num_blocks, card, tile);
-  if (few < gemv_min_blocks(tile, card.compute_capability)) {
-    plan.shared_bytes = shared_bytes_of_few(few, card) - gemv_sum_bytes(tile);
-  }
+  plan.shared_bytes = gemv_spare_bytes(plan.num_blocks, card, tile);
   return plan;
 }
 
