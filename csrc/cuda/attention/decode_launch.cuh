@@ -35,7 +35,7 @@ cudaError_t launch_decode(const AttentionParams& params, const AttentionPlan& pl
                     plan.dependent_launch, stream, args);
   if (launched != cudaSuccess || args.num_splits == 1) return launched;
   return launch_kernel(&combine_kernel<T, kHeadDim>, static_cast<unsigned>(rows),
-                       32 * kCombineWarps, 0, plan.dependent_launch, stream, args);
+                       kCombineThreads, 0, plan.dependent_launch, stream, args);
 }
 
 }  // namespace flashint8::cuda

@@ -243,6 +243,8 @@ struct MergedPair {
   float top;
   float sum;
   float2 x;
+
+  __device__ __forceinline__ float2 state() const { return make_float2(top, sum); }
 };
 
 // Merges `count` <= kMost parts in their order. state(i) is part i's maximum and sum, pair(i) its

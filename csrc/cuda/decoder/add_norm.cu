@@ -1,5 +1,6 @@
 // The residual stream's addition and norm, a block a row. A row of up to kKept chunks a thread
-// stays in registers; a longer one, or one that is not aligned, is read again.
+// stays in registers; a longer one, or one that is not aligned, is read again. A thread has a second
+// chunk in rows that are too long for one each: between two waits it would be another trip to L2.
 #include "../device/dependent_launch.cuh"
 #include "../launch_kernel.cuh"
 #include "chunk.cuh"
@@ -50,6 +51,10 @@ __global__ void __launch_bounds__(kMaxThreads)
   T* out = static_cast<T*>(p.out) + blockIdx.x * p.columns;
   const auto* weight = static_cast<const T*>(p.weight);
   const auto* bias = static_cast<const T*>(p.bias);
+  for_chunks<kInRegisters>(chunks, [&](int, int64_t chunk) {
+    prefetch_l2_line(weight + kWidth * chunk);
+    if (bias != nullptr) prefetch_l2_line(bias + kWidth * chunk);
+  });
   wait_for_prerequisite();
   allow_dependent_launch();
 
@@ -129,7 +134,7 @@ cudaError_t launch(const AddNormParams& p, const Card& card, cudaStream_t stream
   const bool wide = is_wide(p);
   const int64_t chunks = wide ? p.columns / kWide : p.columns;
   const bool kept = wide && chunks <= kKept * kMaxThreads;
-  const int64_t warps = ceil_div(kept ? ceil_div(chunks, kKept) : chunks, 32);
+  const int64_t warps = ceil_div(chunks, 32);
   const int threads = warps < kMaxThreads / 32 ? static_cast<int>(32 * warps) : kMaxThreads;
   const auto kernel = kept   ? &add_norm_kernel<T, kWide, true>
                       : wide ? &add_norm_kernel<T, kWide, false>
