@@ -135,8 +135,13 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
   const int kv_head = first_head / static_cast<int>(params.num_heads / params.num_kv_heads);
   const int first_row = m_block * Traits::kRows;
   const int num_rows = min(Traits::kRows, args.pack * seq_len_q - first_row);
-  const auto head_of_row = [&](int row) { return first_head + (first_row + row) / seq_len_q; };
-  const auto query_of_row = [&](int row) { return (first_row + row) % seq_len_q; };
+  // Without a division for a decoding step: these stand between the last key and the output.
+  const auto head_of_row = [&](int row) {
+    return first_head + (seq_len_q == 1 ? first_row + row : (first_row + row) / seq_len_q);
+  };
+  const auto query_of_row = [&](int row) {
+    return seq_len_q == 1 ? 0 : (first_row + row) % seq_len_q;
+  };
 
   const bool one_head = args.pack == 1;
   const int low_query = one_head ? first_row : 0;
@@ -299,6 +304,7 @@ __global__ void __launch_bounds__(32 * Traits::kMaxWarps, 1)
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = lane / 4 + 8 * half;
+    if (row >= num_rows) break;
 #pragma unroll
     for (int dt = 0; dt < Traits::kDTiles; ++dt) {
       *reinterpret_cast<float2*>(outputs + row * Traits::kMergeStride + 8 * dt + 2 * (lane % 4)) =

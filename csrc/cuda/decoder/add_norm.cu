@@ -12,19 +12,29 @@ namespace {
 constexpr int kMaxThreads = 1024;
 constexpr int kKept = 2;
 
-// The same sum in every thread, added in one order. All threads of the block; `partial` is for this
-// sum alone.
-__device__ __forceinline__ float block_sum(float x, float* partial) {
+// The sums of the block's warps; zeros where it has none.
+struct WarpSums {
+  float of[kMaxThreads / 32];
+
+  __device__ __forceinline__ void clear() {
+    if (threadIdx.x < kMaxThreads / 32) of[threadIdx.x] = 0.0f;
+  }
+
+  // The same sum in every thread, added in one order. All threads of the block, once.
+  __device__ __forceinline__ float add(float x) {
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
-  const int lane = threadIdx.x % 32;
-  if (lane == 0) partial[threadIdx.x / 32] = x;
-  __syncthreads();
-  x = lane < static_cast<int>(blockDim.x) / 32 ? partial[lane] : 0.0f;
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
+    if (threadIdx.x % 32 == 0) of[threadIdx.x / 32] = x;
+    __syncthreads();
+    float sum = 0.0f;
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
-  return x;
-}
+    for (int w = 0; w < kMaxThreads / 32; w += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(of + w);
+      sum += (four.x + four.y) + (four.z + four.w);
+    }
+    return sum;
+  }
+};
 
 // fn(i, chunk) for the chunks of this thread: i counts them, and is 0 where they are not kept.
 template <bool kInRegisters, typename Fn>
@@ -44,7 +54,7 @@ template <typename T, int kWidth, bool kInRegisters>
 __global__ void __launch_bounds__(kMaxThreads)
     add_norm_kernel(const __grid_constant__ AddNormParams p) {
   constexpr int kChunks = kInRegisters ? kKept : 1;
-  __shared__ float partial[2][kMaxThreads / 32];
+  __shared__ __align__(16) WarpSums sums, squares;
   const int64_t chunks = p.columns / kWidth;
   T* residual = static_cast<T*>(p.residual) + row_offset(p.residual_rows, blockIdx.x);
   const T* added = static_cast<const T*>(p.x) + row_offset(p.x_rows, blockIdx.x);
@@ -55,6 +65,10 @@ __global__ void __launch_bounds__(kMaxThreads)
     prefetch_l2_line(weight + kWidth * chunk);
     if (bias != nullptr) prefetch_l2_line(bias + kWidth * chunk);
   });
+  const float per_column = 1.0f / static_cast<float>(p.columns);
+  sums.clear();
+  squares.clear();
+  __syncthreads();
   wait_for_prerequisite();
   allow_dependent_launch();
 
@@ -90,22 +104,21 @@ __global__ void __launch_bounds__(kMaxThreads)
       stream.unpack(row[i]);
     }
   };
-  const float count = static_cast<float>(p.columns);
-  float mean = 0.0f, square = block_sum(sum, partial[0]) / count;
+  float mean = 0.0f, square = sums.add(sum) * per_column;
   if (!p.rms) {
     mean = square;
-    float squares = 0.0f;
+    float centred_sum = 0.0f;
     for_chunks<kInRegisters>(chunks, [&](int i, int64_t chunk) {
       again(i, chunk);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
         const float centred = row[i][j] - mean;
-        squares += centred * centred;
+        centred_sum += centred * centred;
       }
     });
-    square = block_sum(squares, partial[1]) / count;
+    square = squares.add(centred_sum) * per_column;
   }
-  const float inverse = 1.0f / sqrtf(square + p.eps);
+  const float inverse = rsqrtf(square + p.eps);
   for_chunks<kInRegisters>(chunks, [&](int i, int64_t chunk) {
     again(i, chunk);
     if constexpr (!kInRegisters) {
