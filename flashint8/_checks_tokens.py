@@ -59,7 +59,7 @@ def check_embed(
             raise ValueError("embed_: position_weight must have at least 1 row, got 0")
 
 
-def check_argmax(out: Tensor, x: Tensor) -> None:
+def check_argmax(out: Tensor, x: Tensor, positions: Tensor | None = None) -> None:
     """Checks `argmax_`'s arguments."""
     if x.dim() != 2:
         raise ValueError(f"argmax_: x must have 2 dimensions (M, N), got {x.dim()}")
@@ -70,3 +70,7 @@ def check_argmax(out: Tensor, x: Tensor) -> None:
     _check_typed("argmax_: out", out, torch.int64, "x", x)
     _check_shape("argmax_: out", out, x.shape[0], 1)
     _check_dense("argmax_: out", out)
+    if positions is not None:
+        _check_typed("argmax_: positions", positions, torch.int32, "x", x)
+        _check_shape("argmax_: positions", positions, x.shape[0])
+        _check_dense("argmax_: positions", positions)

@@ -229,15 +229,19 @@ def embed_(
     _embed(out, tokens, weight, weight_scale, positions, position_weight)
 
 
-def argmax_(out: Tensor, x: Tensor) -> None:
-    """Writes each row's first largest column; NaN is never the largest.
+def argmax_(out: Tensor, x: Tensor, positions: Tensor | None = None) -> None:
+    """Writes each row's first largest column, and adds 1 to each position.
+
+    The end of a decoding step: the next token, and the place where it goes in the KV cache. NaN is
+    never the largest.
 
     Args:
         out: (M, 1) int64, contiguous, written.
         x: (M, N), float16 or bfloat16, on the CPU float32 too; the last dimension is contiguous.
+        positions: (M,) int32, contiguous, counted up; None: there are none.
 
     Raises:
         ValueError: an argument's shape, dtype, device or stride; the message names it.
         RuntimeError: no built code runs on this GPU.
     """
-    _argmax(out, x)
+    _argmax(out, x, positions)

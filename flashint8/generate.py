@@ -1,6 +1,8 @@
-"""Generation: the prompt once, then a token at a time; on a GPU one CUDA graph a token."""
+"""Generation: the prompt once, then a token at a time; on a GPU a few tokens a CUDA graph."""
 
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,15 +11,26 @@ from flashint8.models.decoder import Decoder
 from flashint8.sampling import Sampling
 
 PREFILL_CHUNK = 2048
+GRAPH_STEPS = 4
 _WARM_UP_CALLS = 2
+
+
+class _Run(NamedTuple):
+    """Steps whose tokens come to the host together."""
+
+    first: int
+    count: int
+    event: torch.cuda.Event | None
 
 
 class Generator:
     """A model with a cache, and on a GPU a captured graph, to generate with again and again.
 
-    Each decoding step, sampling included, is one CUDA graph, captured at the first call for each
-    `Sampling` and replayed for every token. The host waits for a token only after the step behind
-    it has been queued, so the GPU is never idle between tokens.
+    A CUDA graph holds a few decoding steps, sampling included: between two graphs the GPU waits
+    for some microseconds, the tokens' copy to the host among them. It is captured at the first call
+    for each `Sampling`. The host waits for tokens only after the steps behind them have been
+    queued, so the GPU is never idle; it has drawn up to twice `graph_steps` tokens in vain when
+    all rows end with a stop token.
 
     Args:
         model: a `GPT` or a `Llama`.
@@ -26,6 +39,8 @@ class Generator:
         graph: whether to capture a CUDA graph; default on a GPU only.
         prefill_chunk: longer prompts are read in chunks of this many tokens, so that activations
             need no more memory than one chunk's.
+        graph_steps: tokens of each row that come at once from a graph. What is left over at the end
+            comes one by one.
 
     Raises:
         ValueError: a size is not positive or passes the model's context; a graph is asked for on
@@ -40,6 +55,7 @@ class Generator:
         *,
         graph: bool | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
+        graph_steps: int = GRAPH_STEPS,
     ) -> None:
         self.model = model
         self.cache = model.new_cache(batch_size, capacity)
@@ -48,15 +64,20 @@ class Generator:
             raise ValueError(f"Generator: graph needs a CUDA device, the model is on {device}")
         if prefill_chunk < 1:
             raise ValueError(f"Generator: prefill_chunk must be at least 1, got {prefill_chunk}")
+        if graph_steps < 1:
+            raise ValueError(f"Generator: graph_steps must be at least 1, got {graph_steps}")
         self.graph = device.type == "cuda" if graph is None else graph
-        self.prefill_chunk = prefill_chunk
+        self.prefill_chunk, self.graph_steps = prefill_chunk, graph_steps
         self._device = device
-        self._token = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
+        # Of the last steps; the last of all is what the next step reads.
+        shape = (graph_steps if self.graph else 1, batch_size, 1)
+        self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self._random = torch.Generator(device)
-        self._graphs: dict[Sampling, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[Sampling, int], torch.cuda.CUDAGraph] = {}
+        # One for all graphs: only one of them runs at a time, and none leaves anything in it.
+        self._pool = torch.cuda.graph_pool_handle() if self.graph else None
         cuda = device.type == "cuda"
         self._read = torch.zeros(capacity, batch_size, 1, dtype=torch.int64, pin_memory=cuda)
-        self._events: list[torch.cuda.Event] = []
 
     @torch.inference_mode()
     def __call__(
@@ -88,22 +109,23 @@ class Generator:
         """
         rows = self._check(prompts, max_new_tokens)
         sampling = sampling or Sampling()
-        if self.graph and max_new_tokens > 1 and sampling not in self._graphs:
-            self._graphs[sampling] = self._capture(sampling)
+        if self.graph:
+            self._capture_for(sampling, max_new_tokens - 1)
         self.cache.reset()
         self._random.manual_seed(seed)
-        sampling.draw_(self._token, self._prefill(rows), self._random)
+        sampling.draw_(self._tokens[-1], self._prefill(rows), self._random)
         output: list[list[int]] = [[] for _ in rows]
         stop = frozenset(stop_tokens)
-        self._send(0)
-        for step in range(max_new_tokens):
-            if step + 1 < max_new_tokens and self.graph:
-                self._advance(sampling, step + 1)  # queued before anyone waits for this one
-            done = self._receive(step, output, stop, on_token)
-            if done or step + 1 == max_new_tokens:
+        # With graphs the next run is queued before anyone waits for the one ahead.
+        most = 2 if self.graph else 1
+        runs = deque([self._send(0, 1)])
+        drawn = 1
+        while runs or drawn < max_new_tokens:
+            if len(runs) < most and drawn < max_new_tokens:
+                runs.append(self._advance(sampling, drawn, max_new_tokens - drawn))
+                drawn += runs[-1].count
+            if self._receive(runs.popleft(), output, stop, on_token):
                 break
-            if not self.graph:
-                self._advance(sampling, step + 1)
         return output
 
     def _check(
@@ -152,66 +174,82 @@ class Generator:
         assert logits is not None
         return logits
 
-    def _step(self, sampling: Sampling) -> None:
-        """Reads the last token and draws the next, all on the device: what a graph captures."""
-        logits = self.model.decode(self._token, self.cache)
-        sampling.draw_(self._token, logits, self._random)
-        self.cache.advance_device()  # torch's kernel: last, where no launch of ours waits behind it
+    def _step(self, sampling: Sampling, count: int) -> None:
+        """Reads the last token and draws the next ones, all on the device: what a graph captures."""
+        token = self._tokens[-1]
+        for step in range(-count, 0):
+            logits = self.model.decode(token, self.cache)
+            token = self._tokens[step]
+            sampling.draw_(token, logits, self._random, self.cache.positions)
 
-    def _advance(self, sampling: Sampling, step: int) -> None:
+    def _advance(self, sampling: Sampling, first: int, left: int) -> _Run:
+        """Queues a graph, or a step without one: step `first` and what comes with it."""
+        count = 1
         if self.graph:
-            self.cache.reserve(1)
-            self._graphs[sampling].replay()
-            self.cache.advance_host()
+            count = self.graph_steps if left >= self.graph_steps else 1
+            self.cache.reserve(count)
+            self._graphs[sampling, count].replay()
+            self.cache.advance_host(count)
         else:
-            logits = self.model(self._token, self.cache, last=True)
-            sampling.draw_(self._token, logits, self._random)
-        self._send(step)
+            logits = self.model(self._tokens[-1], self.cache, last=True)
+            sampling.draw_(self._tokens[-1], logits, self._random)
+        return self._send(first, count)
 
-    def _send(self, step: int) -> None:
-        """Starts the copy of a step's tokens to the host."""
-        self._read[step].copy_(self._token, non_blocking=True)
+    def _send(self, first: int, count: int) -> _Run:
+        """Starts the copy of the last `count` steps' tokens to the host."""
+        self._read[first : first + count].copy_(self._tokens[-count:], non_blocking=True)
+        event = None
         if self._device.type == "cuda":
-            if step == len(self._events):
-                self._events.append(torch.cuda.Event())
-            self._events[step].record()
+            event = torch.cuda.Event()
+            event.record()
+        return _Run(first, count, event)
 
     def _receive(
         self,
-        step: int,
+        run: _Run,
         output: list[list[int]],
         stop: frozenset[int],
         on_token: Callable[[int, int], None] | None,
     ) -> bool:
-        """Waits for a step's tokens and hands them out; whether every row has ended."""
-        if self._device.type == "cuda":
-            self._events[step].synchronize()
-        running = False
-        for index, (row, (token,)) in enumerate(
-            zip(output, self._read[step].tolist(), strict=True)
-        ):
-            if row and row[-1] in stop:
-                continue
-            row.append(token)
-            running = running or token not in stop
-            if on_token is not None:
-                on_token(index, token)
-        return not running
+        """Waits for a run's tokens and hands them out; whether every row has ended."""
+        if run.event is not None:
+            run.event.synchronize()
+        for tokens in self._read[run.first : run.first + run.count].tolist():
+            running = False
+            for index, (row, (token,)) in enumerate(zip(output, tokens, strict=True)):
+                if row and row[-1] in stop:
+                    continue
+                row.append(token)
+                running = running or token not in stop
+                if on_token is not None:
+                    on_token(index, token)
+            if not running:
+                return True
+        return False
 
-    def _capture(self, sampling: Sampling) -> torch.cuda.CUDAGraph:
-        """A graph of one step; its warm-up writes to a cache that is reset before it counts."""
+    def _capture_for(self, sampling: Sampling, steps: int) -> None:
+        """Captures the graphs that `steps` steps need, where they are not there yet."""
+        counts = {self.graph_steps} if steps >= self.graph_steps else set()
+        if steps % self.graph_steps:
+            counts.add(1)
+        for count in counts:
+            if (sampling, count) not in self._graphs:
+                self._graphs[sampling, count] = self._capture(sampling, count)
+
+    def _capture(self, sampling: Sampling, count: int) -> torch.cuda.CUDAGraph:
+        """A graph of `count` steps; its warm-up writes to a cache that is reset before it counts."""
         self.cache.reset()
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
             for _ in range(_WARM_UP_CALLS):
-                self._step(sampling)
+                self._step(sampling, 1)
                 self.cache.reset()
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._random)
-        with torch.cuda.graph(graph):
-            self._step(sampling)
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._step(sampling, count)
         return graph
 
 

@@ -36,14 +36,22 @@ class Sampling:
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"Sampling: top_p must be above 0 and at most 1, got {self.top_p}")
 
-    def draw_(self, out: Tensor, logits: Tensor, generator: torch.Generator | None = None) -> None:
+    def draw_(
+        self,
+        out: Tensor,
+        logits: Tensor,
+        generator: torch.Generator | None = None,
+        positions: Tensor | None = None,
+    ) -> None:
         """One token a row: logits (B, V) -> out (B, 1) int64, contiguous.
+
+        Where `positions`, (B,) int32, are given, 1 is added to each, for the token drawn.
 
         The largest of ``logit / temperature + Gumbel noise`` is a sample of the softmax, so neither
         probabilities nor their sums are needed, and nothing waits for the device.
         """
         if self.temperature == 0.0:
-            argmax_(out, logits)
+            argmax_(out, logits, positions)
             return
         scores = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < scores.shape[-1]:
@@ -57,3 +65,5 @@ class Sampling:
             scores = torch.empty_like(scores).scatter_(-1, ordered.indices, cut)
         noise = torch.empty_like(scores).exponential_(1.0, generator=generator)
         torch.argmax(scores - noise.log_(), dim=-1, keepdim=True, out=out)
+        if positions is not None:
+            positions += 1

@@ -61,6 +61,26 @@ def test_graph_equals_eager(name: str, attention: str, sampling: Sampling, cuda:
     assert graph(rows, 24, sampling=sampling, seed=5) == first
 
 
+@pytest.mark.parametrize("graph_steps", [1, 3, 64])
+def test_steps_of_a_graph_change_no_token(graph_steps: int, cuda: str) -> None:
+    """Whole runs of steps, some left over, stop tokens among them; the cache filled to its end."""
+    model = tiny_model("llama", cuda)
+    rows = prompts_of(9, 4)
+    for count in (1, 2, 7, 24):
+        generator = Generator(model, 2, 9 + count - 1, graph_steps=graph_steps)
+        expected = Generator(model, 2, 9 + count - 1, graph=False)(rows, count)
+        assert generator(rows, count) == expected
+        assert generator.cache.lengths == generator.cache.positions.tolist()
+        stop = expected[0][count // 2]
+        seen: list[tuple[int, int]] = []
+        stopped = generator(
+            rows, count, stop_tokens=[stop], on_token=lambda row, token: seen.append((row, token))
+        )
+        for row, (free, short) in enumerate(zip(expected, stopped, strict=True)):
+            end = free.index(stop) + 1 if stop in free else count
+            assert short == free[:end] == [token for r, token in seen if r == row]
+
+
 def test_seed_decides_what_is_drawn(device: str) -> None:
     model = tiny_model("gpt", device)
     rows = prompts_of(5, 8)
@@ -148,6 +168,8 @@ def test_arguments_are_checked() -> None:
         Generator(model, 1, 8, graph=True)
     with pytest.raises(ValueError, match="prefill_chunk must be at least 1"):
         Generator(model, 1, 8, prefill_chunk=0)
+    with pytest.raises(ValueError, match="graph_steps must be at least 1, got 0"):
+        Generator(model, 1, 8, graph_steps=0)
 
 
 class TestSampling:

@@ -50,8 +50,8 @@ def test_cached_equals_uncached(name: str, attention: str, device: str) -> None:
     for i in range(18, 24):
         cache.reserve(1)
         out.append(model.decode(tokens[:, i : i + 1], cache)[:, None])
-        cache.advance_device()
-        cache.advance_host()
+        cache.positions += 1
+        cache.advance_host(1)
     assert cache.lengths == cache.positions.tolist() == [24, 24]
     expected = model(tokens)
     torch.testing.assert_close(torch.cat(out, 1), expected, rtol=0, atol=tolerance(device))

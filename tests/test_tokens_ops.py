@@ -86,6 +86,15 @@ def test_argmax(device: str, columns: int) -> None:
             assert torch.equal(out, first)
 
 
+def test_argmax_counts_positions(device: str) -> None:
+    x = torch.randn(3, 5000, dtype=torch.float16, device=device)
+    all_positions = torch.tensor([7, 0, -1, 2**31 - 2, 5], dtype=torch.int32, device=device)
+    out = torch.empty(3, 1, dtype=torch.int64, device=device)
+    argmax_(out, x, all_positions[1:4])
+    assert all_positions.tolist() == [7, 1, 0, 2**31 - 1, 5]
+    assert torch.equal(out, x.argmax(dim=-1, keepdim=True))
+
+
 def test_argmax_of_ties_zeros_nan_and_infinities(device: str) -> None:
     nan, inf = torch.nan, torch.inf
     rows = [
@@ -121,7 +130,9 @@ def test_opcheck(device: str) -> None:
     torch.library.opcheck(embed, tuple(args.values()))
     torch.library.opcheck(embed, tuple(args.values())[:4])
     x = torch.randn(3, 40, dtype=torch.float16, device=device)
-    torch.library.opcheck(argmax, (torch.zeros(3, 1, dtype=torch.int64, device=device), x))
+    out = torch.zeros(3, 1, dtype=torch.int64, device=device)
+    torch.library.opcheck(argmax, (out, x))
+    torch.library.opcheck(argmax, (out, x, torch.zeros(3, dtype=torch.int32, device=device)))
 
 
 EMBED_ERRORS: list[tuple[str, Any, str]] = [
@@ -167,6 +178,13 @@ ARGMAX_ERRORS: list[tuple[str, Any, str]] = [
     ("x", lambda t: t[:, ::2], "x's last dimension must be contiguous, got stride 2"),
     ("out", lambda t: t.int(), "out must be int64, got int32"),
     ("out", lambda t: t[:2], "out must have shape (3, 1), got (2, 1)"),
+    ("positions", lambda t: t.long(), "positions must be int32, got int64"),
+    ("positions", lambda t: t[:2], "positions must have shape (3,), got (2,)"),
+    (
+        "positions",
+        lambda t: t[:1].expand(3),
+        "positions must be contiguous, got stride 0 in dimension 0",
+    ),
 ]
 
 
@@ -176,6 +194,7 @@ def test_argmax_errors(device: str, case: tuple[str, Any, str]) -> None:
     args = {
         "out": torch.zeros(3, 1, dtype=torch.int64, device=device),
         "x": torch.zeros(3, 8, dtype=torch.float16, device=device),
+        "positions": torch.zeros(3, dtype=torch.int32, device=device),
     }
     args[name] = change(args[name])
     with refuses(f"argmax_: {message}"):

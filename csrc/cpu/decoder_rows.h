@@ -204,6 +204,7 @@ void argmax_rows(const ArgmaxParams& p, int64_t begin, int64_t end) {
       if (buffer[0] == best) break;
     }
     p.out[m] = column < smaller(p.columns, part + kPart) ? column : 0;
+    if (p.positions != nullptr) ++p.positions[m];
   }
 }
 

@@ -140,7 +140,8 @@ EmbedCall prepare_embed(const Tensor& out_tensor, const Tensor& tokens_tensor,
   return {.params = p, .out = out};
 }
 
-ArgmaxCall prepare_argmax(const Tensor& out_tensor, const Tensor& x_tensor) {
+ArgmaxCall prepare_argmax(const Tensor& out_tensor, const Tensor& x_tensor,
+                          const std::optional<Tensor>& positions_tensor) {
   const TensorView out = view(out_tensor), x = view(x_tensor);
   ArgmaxParams p;
   if (x.ndim != 2) fail("argmax_: x must have 2 dimensions (M, N), got ", x.ndim);
@@ -150,6 +151,13 @@ ArgmaxCall prepare_argmax(const Tensor& out_tensor, const Tensor& x_tensor) {
   check_typed("argmax_: out", out, aoti_torch_dtype_int64(), "x", x);
   check_shape("argmax_: out", out, {x.sizes[0], 1});
   check_dense("argmax_: out", out);
+  if (positions_tensor) {
+    const TensorView positions = view(*positions_tensor);
+    check_typed("argmax_: positions", positions, aoti_torch_dtype_int32(), "x", x);
+    check_shape("argmax_: positions", positions, {x.sizes[0]});
+    check_dense("argmax_: positions", positions);
+    p.positions = static_cast<int32_t*>(positions_tensor->mutable_data_ptr());
+  }
   p.x = x.data;
   p.out = static_cast<int64_t*>(out_tensor.mutable_data_ptr());
   p.x_stride = x.strides[0];

@@ -39,7 +39,8 @@ SiluMulCall prepare_silu_mul(const Tensor& gate_up);
 EmbedCall prepare_embed(const Tensor& out, const Tensor& tokens, const Tensor& weight,
                         const Tensor& weight_scale, const std::optional<Tensor>& positions,
                         const std::optional<Tensor>& position_weight);
-ArgmaxCall prepare_argmax(const Tensor& out, const Tensor& x);
+ArgmaxCall prepare_argmax(const Tensor& out, const Tensor& x,
+                          const std::optional<Tensor>& positions);
 
 // Nothing to do.
 inline bool is_empty(const AddNormParams& p) { return p.rows == 0 || p.columns == 0; }

@@ -108,8 +108,8 @@ void embed(const Tensor& out, const Tensor& tokens, const Tensor& weight,
   if (!is_empty(call.params)) cpu::embed(call.params, torch_threads());
 }
 
-void argmax(const Tensor& out, const Tensor& x) {
-  const ArgmaxCall call = prepare_argmax(out, x);
+void argmax(const Tensor& out, const Tensor& x, const std::optional<Tensor>& positions) {
+  const ArgmaxCall call = prepare_argmax(out, x, positions);
   if (call.params.rows > 0) cpu::argmax(call.params, torch_threads());
 }
 

@@ -174,9 +174,9 @@ void embed(const Tensor& out, const Tensor& tokens, const Tensor& weight,
   cuda_call.check(cuda::launch_embed(call.params, cuda_call.card(), cuda_call.stream()));
 }
 
-void argmax(const Tensor& out, const Tensor& x) {
+void argmax(const Tensor& out, const Tensor& x, const std::optional<Tensor>& positions) {
   const NvtxRange range("argmax_");
-  ArgmaxCall call = prepare_argmax(out, x);
+  ArgmaxCall call = prepare_argmax(out, x, positions);
   if (call.params.rows == 0) return;
   const CudaCall cuda_call("argmax_", call.x);
   const Tensor workspace = *allocate_workspace(argmax_workspace_bytes(call.params), call.x);

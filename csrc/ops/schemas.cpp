@@ -28,6 +28,6 @@ STABLE_TORCH_LIBRARY(flashint8, m) {
   m.def(
       "embed_(Tensor(a!) out, Tensor tokens, Tensor weight, Tensor weight_scale, "
       "Tensor? positions=None, Tensor? position_weight=None) -> ()");
-  m.def("argmax_(Tensor(a!) out, Tensor x) -> ()");
+  m.def("argmax_(Tensor(a!) out, Tensor x, Tensor(b!)? positions=None) -> ()");
   m.def("quantize_per_channel(Tensor weight) -> (Tensor, Tensor)");
 }

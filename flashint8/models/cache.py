@@ -95,10 +95,6 @@ class KVCache:
         else:
             self.positions += torch.tensor(counts, dtype=torch.int32, device=self.positions.device)
 
-    def advance_device(self) -> None:
-        """One position more in every row, on the device alone: for what a graph replays."""
-        self.positions += 1
-
-    def advance_host(self) -> None:
-        """The host's part of `advance_device`."""
-        self.lengths = [length + 1 for length in self.lengths]
+    def advance_host(self, count: int) -> None:
+        """`count` positions more in every row, on the host: a graph has counted on the device."""
+        self.lengths = [length + count for length in self.lengths]

@@ -1,6 +1,7 @@
 // The first largest column of each row: blocks share a row and leave a key each, then one block a
-// row takes the largest key. A key is a value's bits in the order of the values, and below them the
-// column counted from the end: the largest key is the first of the largest values.
+// row takes the largest key and counts up the row's position. A key is a value's bits in the order
+// of the values, and below them the column counted from the end: the largest key is the first of
+// the largest values.
 #include "../device/dependent_launch.cuh"
 #include "../launch_kernel.cuh"
 #include "chunk.cuh"
@@ -65,8 +66,11 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_prerequisite();
   allow_dependent_launch();
   const int piece = static_cast<int>(threadIdx.x);
+  const bool counts = piece == 0 && p.positions != nullptr;
+  const int position = counts ? p.positions[blockIdx.x] : 0;
   const Key best = block_max(piece < pieces ? keys[piece] : 0);
-  if (threadIdx.x == 0) p.out[blockIdx.x] = 0xffffffffu - static_cast<uint32_t>(best);
+  if (piece == 0) p.out[blockIdx.x] = 0xffffffffu - static_cast<uint32_t>(best);
+  if (counts) p.positions[blockIdx.x] = position + 1;
 }
 
 template <typename T>
