@@ -12,7 +12,8 @@
 // 1].
 //
 // Ahead: weights that are ready, as those of a model between its kernels, are asked for before the
-// kernel ahead has ended: their way from memory is hidden behind its last part.
+// kernel ahead has ended: their way from memory is hidden behind its last part. Of small weights
+// each warp's second unit is brought into L2 then, too.
 //
 // In flight: each lane asks for its next unit (64 bytes) as soon as it has used the last one, and
 // many warps do: with 32 a multiprocessor that is 64 KB. Deeper rings in registers or shared memory
@@ -37,6 +38,10 @@
 #include "variants.h"
 
 namespace flashint8::cuda {
+
+// Weights that are prefetched into L2, where a block has a single tile: more would take memory's time
+// from the kernel ahead. Measured in whole models.
+constexpr int64_t kPrefetchUpTo = int64_t{12} << 20;
 
 __device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
@@ -125,7 +130,14 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
 
   ask_for_scales(blockIdx.y);
   const bool has_work = static_cast<int>(blockIdx.y) < num_tiles && warp < num_units;
-  if (p.weight_ready && has_work) load_weights(blockIdx.y, warp);
+  if (p.weight_ready && has_work) {
+    load_weights(blockIdx.y, warp);
+    const int64_t n = int64_t{blockIdx.y} * kGemvBlockN + lane;
+    if (lane < kGemvBlockN && n < p.n && warp + kWarps < num_units &&
+        num_tiles <= static_cast<int>(gridDim.y) && p.n * p.k <= kPrefetchUpTo) {
+      prefetch_l2_line(p.weight + n * p.weight_stride + (warp + kWarps) * kGemvUnit);
+    }
+  }
   wait_for_prerequisite();
   allow_dependent_launch();
   if (!p.weight_ready && has_work) load_weights(blockIdx.y, warp);
