@@ -90,8 +90,10 @@ __device__ __forceinline__ SplitRange split_range(const KeyBounds& bounds, int l
   const int num_tiles = range.key_end > range.key_begin
                             ? (range.key_end + Traits::kKeys - 1) / Traits::kKeys - tile0
                             : 0;
-  range.tile_begin = tile0 + static_cast<int>(int64_t{num_tiles} * split / num_splits);
-  range.tile_end = tile0 + static_cast<int>(int64_t{num_tiles} * (split + 1) / num_splits);
+  // The first splits have a tile more where they do not come out even.
+  const int share = num_tiles / num_splits, left = num_tiles - share * num_splits;
+  range.tile_begin = tile0 + share * split + min(split, left);
+  range.tile_end = range.tile_begin + share + (split < left);
   return range;
 }
 
