@@ -19,7 +19,7 @@ class _Run(NamedTuple):
     """Steps whose tokens come to the host together."""
 
     first: int
-    count: int
+    steps: int
     event: torch.cuda.Event | None
 
 
@@ -123,7 +123,7 @@ class Generator:
         while runs or drawn < max_new_tokens:
             if len(runs) < most and drawn < max_new_tokens:
                 runs.append(self._advance(sampling, drawn, max_new_tokens - drawn))
-                drawn += runs[-1].count
+                drawn += runs[-1].steps
             if self._receive(runs.popleft(), output, stop, on_token):
                 break
         return output
@@ -175,7 +175,7 @@ class Generator:
         return logits
 
     def _step(self, sampling: Sampling, count: int) -> None:
-        """Reads the last token and draws the next ones, all on the device: what a graph captures."""
+        """Reads the last token and draws the next, all on the device: what a graph captures."""
         token = self._tokens[-1]
         for step in range(-count, 0):
             logits = self.model.decode(token, self.cache)
@@ -214,7 +214,7 @@ class Generator:
         """Waits for a run's tokens and hands them out; whether every row has ended."""
         if run.event is not None:
             run.event.synchronize()
-        for tokens in self._read[run.first : run.first + run.count].tolist():
+        for tokens in self._read[run.first : run.first + run.steps].tolist():
             running = False
             for index, (row, (token,)) in enumerate(zip(output, tokens, strict=True)):
                 if row and row[-1] in stop:
@@ -237,7 +237,7 @@ class Generator:
                 self._graphs[sampling, count] = self._capture(sampling, count)
 
     def _capture(self, sampling: Sampling, count: int) -> torch.cuda.CUDAGraph:
-        """A graph of `count` steps; its warm-up writes to a cache that is reset before it counts."""
+        """A graph of `count` steps. Its warm-up writes to a cache that is reset before it counts."""
         self.cache.reset()
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))

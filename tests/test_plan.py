@@ -93,6 +93,20 @@ def test_prefill_needs_no_workspace_and_decode_splits(card: Card) -> None:
     assert decode.details["num_blocks"] >= card.sm_count // 2
 
 
+def test_long_splits_have_eight_warps_where_they_fit(card: Card) -> None:
+    room = card.shared_memory_per_block > 200 * 1024
+    for head_dim, many in ((64, room), (128, room), (256, False)):
+        for keys, batch in ((32768, 1), (600, max(1, card.sm_count // 8))):
+            plan = explain("attention", *qkv((batch, 32, 8, 1, keys), head_dim), card=card).details
+            if head_dim < 256:
+                assert plan["num_warps"] == (8 if many else 4), (head_dim, keys)
+            assert plan["num_blocks"] <= card.sm_count, "a multiprocessor for each"
+            if card.compute_capability == 90 and keys == 32768:
+                assert plan["num_blocks"] == 128, "as many as there are, and not another round"
+        short = explain("attention", *qkv((1, 32, 8, 1, 1024), head_dim), card=card).details
+        assert short["num_warps"] <= 4
+
+
 def test_long_prompts_take_hoppers_own_kernel(card: Card) -> None:
     """On Hopper, for grids that fill it; blocks stay for several pieces of work up to 4096 keys."""
     hopper = card.compute_capability == 90

@@ -34,8 +34,8 @@ cudaError_t launch_decode(const AttentionParams& params, const AttentionPlan& pl
       launch_kernel(kKernel, static_cast<unsigned>(blocks), 32 * plan.num_warps, shared_bytes,
                     plan.dependent_launch, stream, args);
   if (launched != cudaSuccess || args.num_splits == 1) return launched;
-  return launch_kernel(&combine_kernel<T, kHeadDim>, static_cast<unsigned>(rows),
-                       kCombineThreads, 0, plan.dependent_launch, stream, args);
+  return launch_kernel(&combine_kernel<T, kHeadDim>, static_cast<unsigned>(rows), kCombineThreads,
+                       0, plan.dependent_launch, stream, args);
 }
 
 }  // namespace flashint8::cuda

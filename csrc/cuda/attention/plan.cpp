@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t kMaxWorkspaceBytes = int64_t{8} << 20;
 constexpr int kMaxSplits = 128;
 constexpr int kDecodeWarps = 4;
+// From so many keys a split on, a block that has a multiprocessor for itself is of kDecodeMaxWarps
+// warps, where they fit (docs/performance.md).
+constexpr int64_t kLongSplit = 512;
 // Fewer queries than this go to the decode kernel, with the heads of a KV head packed together.
 constexpr int64_t kPackBelow = 16;
 // A cache this long is worth splitting over blocks when the prefill grid leaves the chip half
@@ -46,20 +49,24 @@ bool all_aligned(const AttentionParams& p) {
 }
 
 // The number of splits with the least time: that of reading the keys and values, by the share of
-// the chip that the blocks fill (about seven in ten multiprocessors draw all the bandwidth), and
-// that of merging the splits. A split has a tile for each warp at least.
+// the chip that the blocks fill, and that of merging the splits. About seven in ten multiprocessors
+// draw nearly all the bandwidth, which is enough but for long caches in the fast memory of
+// data-centre cards from Hopper on. A split has a tile for each warp at least.
 int choose_splits(int64_t blocks, int64_t tiles, int num_warps, int64_t cache_bytes,
                   int64_t bytes_per_split, const Card& card) {
   constexpr double kBytesPerClock = 13;  // a multiprocessor's share of the bandwidth
   constexpr double kMergeClocks = 100;   // of one split
-  constexpr double kSaturated = 0.72;
+  constexpr int64_t kLongCache = int64_t{14} << 20;
+  const int generation = card.compute_capability / 10;
+  const bool fast_memory = generation >= 9 && generation < 12;
+  const double saturated = fast_memory && cache_bytes >= kLongCache ? 0.97 : 0.72;
   int64_t most = std::min<int64_t>(kMaxSplits, ceil_div(tiles, num_warps));
   most = std::max<int64_t>(1, std::min(most, kMaxWorkspaceBytes / bytes_per_split));
   const auto clocks = [&](int64_t splits) {
     const double rounds = static_cast<double>(blocks * splits) / card.sm_count;
     const double filled = rounds / static_cast<double>(ceil_div(blocks * splits, card.sm_count));
     return static_cast<double>(cache_bytes) / (kBytesPerClock * card.sm_count) /
-               std::min(1.0, filled / kSaturated) +
+               std::min(1.0, filled / saturated) +
            kMergeClocks * static_cast<double>(splits);
   };
   int64_t best = 1;
@@ -93,11 +100,14 @@ AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vecto
                   : 1;
   plan.appends = p.append != nullptr && can_append(p, plan);
   const int token_bytes = plan.appends ? decode_token_bytes(plan.head_dim) : 0;
+  const auto shared_bytes = [&](int num_warps) {
+    return decode_shared_bytes(plan.head_dim, num_warps) + token_bytes;
+  };
+  const auto fits = [&](int num_warps) {
+    return shared_bytes(num_warps) <= card.shared_memory_per_block;
+  };
   plan.num_warps = kDecodeWarps;
-  while (plan.num_warps > 1 && decode_shared_bytes(plan.head_dim, plan.num_warps) + token_bytes >
-                                   card.shared_memory_per_block) {
-    plan.num_warps /= 2;
-  }
+  while (plan.num_warps > 1 && !fits(plan.num_warps)) plan.num_warps /= 2;
   const int64_t blocks =
       ceil_div(plan.pack * p.seq_len_q, kDecodeRows) * p.batch * p.num_heads / plan.pack;
   const int64_t rows = p.batch * p.num_heads * p.seq_len_q;
@@ -106,7 +116,11 @@ AttentionPlan plan_decode(const AttentionParams& p, const Card& card, bool vecto
   plan.num_splits =
       choose_splits(blocks, tiles, plan.num_warps, cache_bytes(p), bytes_per_split, card);
   plan.num_blocks = blocks * plan.num_splits;
-  plan.shared_bytes = decode_shared_bytes(plan.head_dim, plan.num_warps) + token_bytes;
+  if (p.seq_len_kv >= kLongSplit * plan.num_splits && plan.num_blocks <= card.sm_count &&
+      fits(kDecodeMaxWarps)) {
+    plan.num_warps = kDecodeMaxWarps;
+  }
+  plan.shared_bytes = shared_bytes(plan.num_warps);
   plan.workspace_bytes = plan.num_splits > 1 ? bytes_per_split * plan.num_splits : 0;
   return plan;
 }

@@ -1,6 +1,7 @@
 // The residual stream's addition and norm, a block a row. A row of up to kKept chunks a thread
-// stays in registers; a longer one, or one that is not aligned, is read again. A thread has a second
-// chunk in rows that are too long for one each: between two waits it would be another trip to L2.
+// stays in registers; a longer one, or one that is not aligned, is read again. A thread has a
+// second chunk in rows that are too long for one each: between two waits it would be another trip
+// to L2.
 #include "../device/dependent_launch.cuh"
 #include "../launch_kernel.cuh"
 #include "chunk.cuh"

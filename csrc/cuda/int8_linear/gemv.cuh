@@ -39,8 +39,8 @@
 
 namespace flashint8::cuda {
 
-// Weights that are prefetched into L2, where a block has a single tile: more would take memory's time
-// from the kernel ahead. Measured in whole models.
+// Weights that are prefetched into L2, where a block has a single tile: more would take memory's
+// time from the kernel ahead. Measured in whole models.
 constexpr int64_t kPrefetchUpTo = int64_t{12} << 20;
 
 __device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {

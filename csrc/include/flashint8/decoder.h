@@ -87,10 +87,10 @@ struct EmbedParams {
 // out[m] = the first column of row m with the largest value; NaN is never the largest. And
 // positions[m] += 1.
 struct ArgmaxParams {
-  const void* x = nullptr;    // (rows, columns), rows x_stride elements apart, dtype
-  int64_t* out = nullptr;     // (rows,) contiguous
+  const void* x = nullptr;       // (rows, columns), rows x_stride elements apart, dtype
+  int64_t* out = nullptr;        // (rows,) contiguous
   int32_t* positions = nullptr;  // (rows,) contiguous, or nullptr
-  void* workspace = nullptr;  // CUDA: argmax_workspace_bytes
+  void* workspace = nullptr;     // CUDA: argmax_workspace_bytes
   int64_t x_stride = 0;
   int64_t rows = 0;
   int64_t columns = 0;
