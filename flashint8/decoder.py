@@ -107,8 +107,8 @@ def attention_with_kvcache(
             caches' rows before ``positions[b]``, so that a GPU may read them before the kernel
             ahead in the stream has ended. The step before is such a kernel: between two calls on
             one cache there must be one that waits for what is ahead before it lets others in, such
-            as `add_norm_` or any of torch's. On a GPU older than Hopper, and on the CPU, it changes
-            nothing.
+            as `embed_`, `argmax_` or any of torch's (`add_norm_` is not one). On a GPU older than
+            Hopper, and on the CPU, it changes nothing.
 
     Returns:
         (B, Hq, 1, D) in q's dtype and memory order.
