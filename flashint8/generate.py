@@ -237,7 +237,7 @@ class Generator:
                 self._graphs[sampling, count] = self._capture(sampling, count)
 
     def _capture(self, sampling: Sampling, count: int) -> torch.cuda.CUDAGraph:
-        """Captures `count` steps; their warm-up writes to a cache that is reset before it counts."""
+        """Captures `count` steps; the cache that the warm-up filled is emptied again."""
         self.cache.reset()
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
