@@ -106,9 +106,9 @@ def attention_with_kvcache(
         cache_ready: a promise that no kernel still under way writes positions, cos_sin or the
             caches' rows before ``positions[b]``, so that a GPU may read them before the kernel
             ahead in the stream has ended. The step before is such a kernel: between two calls on
-            one cache there must be one that waits for what is ahead before it lets others in, such
-            as `embed_`, `argmax_` or any of torch's (`add_norm_` is not one). On a GPU older than
-            Hopper, and on the CPU, it changes nothing.
+            one cache there must be one that waits for what is ahead, and for what writes positions,
+            before it lets others in, such as `embed_` or any of torch's (`add_norm_` is not one).
+            On a GPU older than Hopper, and on the CPU, it changes nothing.
 
     Returns:
         (B, Hq, 1, D) in q's dtype and memory order.

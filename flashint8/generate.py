@@ -24,11 +24,12 @@ class _Run(NamedTuple):
 
 
 class Generator:
-    """A model with a cache, and on a GPU a captured graph, to generate with again and again.
+    """A model with a cache, and on a GPU captured graphs, to generate with again and again.
 
     A CUDA graph holds a few decoding steps, sampling included: between two graphs the GPU waits
     for some microseconds, the tokens' copy to the host among them. It is captured at the first call
-    for each `Sampling`. The host waits for tokens only after the steps behind them have been
+    that needs it: each `Sampling` has one of `graph_steps` steps, and one of a single step for what
+    is left over. The host waits for tokens only after the steps behind them have been
     queued, so the GPU is never idle; it has drawn up to twice `graph_steps` tokens in vain when
     all rows end with a stop token.
 
@@ -98,7 +99,7 @@ class Generator:
             sampling: how to draw; default greedy.
             stop_tokens: a row ends with the first of these (which it includes).
             seed: of what is drawn; the same seed gives the same tokens.
-            on_token: called with (row, token) as each comes.
+            on_token: called with (row, token) as each comes; from a graph, `graph_steps` at a time.
 
         Returns:
             For each row the new tokens.
@@ -268,7 +269,7 @@ def generate(
 ) -> list[list[int]]:
     """New tokens for each prompt; a `Generator` made for this call.
 
-    To generate more than once, make a `Generator` and keep it: its cache and its graph stay.
+    To generate more than once, make a `Generator` and keep it: its cache and its graphs stay.
 
     Args:
         model: a `GPT` or a `Llama`.
@@ -279,7 +280,7 @@ def generate(
         top_p: only the likeliest tokens that together reach this probability may come.
         stop_tokens: a row ends with the first of these (which it includes).
         seed: of what is drawn; the same seed gives the same tokens.
-        on_token: called with (row, token) as each comes.
+        on_token: called with (row, token) as each comes; on a GPU four at a time.
         graph: whether to replay a CUDA graph; default on a GPU only.
 
     Returns:

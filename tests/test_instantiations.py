@@ -106,20 +106,25 @@ def test_decode(
     attend_checked(q, k, v, lengths, window=30)
 
 
+@pytest.mark.parametrize("splits", [False, True], ids=["one split", "splits"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_decode_of_long_splits(cuda: str, head_dim: int, dtype: torch.dtype) -> None:
-    """Eight warps, where there is a block for each multiprocessor at most; rows shorter than it."""
-    for batch in range(16, 1, -1):
-        q, k, v = make_qkv(batch, 16, 8, 1, 600, head_dim, dtype, cuda)
-        if flashint8.explain("attention", q, k, v).details["num_warps"] == 8:
+def test_decode_of_eight_warps(cuda: str, head_dim: int, dtype: torch.dtype, splits: bool) -> None:
+    """Long splits, where there is a block for each multiprocessor at most; rows shorter than it."""
+    for batch in [1] if splits else range(16, 1, -1):
+        seq_kv = 8200 if splits else 600
+        q, k, v = make_qkv(batch, 16, 8, 1, seq_kv, head_dim, dtype, cuda)
+        plan = flashint8.explain("attention", q, k, v).details
+        if plan["num_warps"] == 8:
             break
     else:
         pytest.skip("eight warps' rings do not fit this card's shared memory")
+    assert (plan["num_splits"] > 1) == splits
     attend_checked(q, k, v)
-    lengths = torch.full((batch,), 600, dtype=torch.int32, device=cuda)
-    lengths[:4] = torch.tensor([0, 1, 100, 599][:batch])
-    attend_checked(q, k, v, lengths[:batch], window=250)
+    for short in (0, 1, 100, seq_kv - 1):
+        lengths = torch.full((batch,), seq_kv, dtype=torch.int32, device=cuda)
+        lengths[0] = short
+        attend_checked(q, k, v, lengths, window=250)
 
 
 def rows(m: int, k: int, dtype: torch.dtype, device: str, plain: bool) -> Tensor:

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from model_cases import TINY, TINY_GPT, TINY_LLAMA, draw_tokens, tiny_model, tolerance
+from model_cases import TINY, TINY_GPT, TINY_LLAMA, draw_tokens, model_dtype, tiny_model, tolerance
 from torch import nn
 
 import flashint8
@@ -53,6 +53,22 @@ def test_cached_equals_uncached(name: str, attention: str, device: str) -> None:
         cache.positions += 1
         cache.advance_host(1)
     assert cache.lengths == cache.positions.tolist() == [24, 24]
+    expected = model(tokens)
+    torch.testing.assert_close(torch.cat(out, 1), expected, rtol=0, atol=tolerance(device))
+
+
+@pytest.mark.parametrize("head_dim", [16, 64])
+@pytest.mark.parametrize("name", TINY)
+def test_few_tokens_in_a_long_cache(name: str, head_dim: int, device: str) -> None:
+    """Fewer than the splits that the cache is read by, so that some of these have nothing."""
+    config = dataclasses.replace(TINY[name], max_positions=4096, head_dim=head_dim)
+    model = (GPT if name == "gpt" else Llama)(config, device=device, dtype=model_dtype(device))
+    tokens = draw_tokens(2, 40, device=device)
+    cache = model.new_cache(2, 4096)
+    out = [model.decode(tokens[:, :1], cache)[:, None]]
+    for i in range(1, 40):
+        cache.positions += 1
+        out.append(model.decode(tokens[:, i : i + 1], cache)[:, None])
     expected = model(tokens)
     torch.testing.assert_close(torch.cat(out, 1), expected, rtol=0, atol=tolerance(device))
 

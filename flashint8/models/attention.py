@@ -63,8 +63,8 @@ class FusedAttend:
         k = qkv.as_strided((batch, kv_heads, length, dim), strides, after_q)
         v = qkv.as_strided((batch, kv_heads, length, dim), strides, after_k)
         if length == 1:
-            # What it reads early was written by forwards before this one, and the norm ahead of it
-            # let no kernel follow before those had ended.
+            # What it reads early was written by forwards before this one, and this one's first
+            # kernel, the embedding, let none follow before those had ended.
             out = attention_with_kvcache(
                 q, k, v, keys, values, self.positions, self.cos_sin, cache_ready=True
             )

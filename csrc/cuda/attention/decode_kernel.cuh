@@ -90,10 +90,12 @@ __device__ __forceinline__ SplitRange split_range(const KeyBounds& bounds, int l
   const int num_tiles = range.key_end > range.key_begin
                             ? (range.key_end + Traits::kKeys - 1) / Traits::kKeys - tile0
                             : 0;
-  // The first splits have a tile more where they do not come out even.
-  const int share = num_tiles / num_splits, left = num_tiles - share * num_splits;
-  range.tile_begin = tile0 + share * split + min(split, left);
-  range.tile_end = range.tile_begin + share + (split < left);
+  // The last splits have a tile more where they do not come out even: the last tile, with the
+  // token of a decoding step, is always the last split's.
+  const int share = num_tiles / num_splits;
+  const int first_longer = num_splits - (num_tiles - share * num_splits);
+  range.tile_begin = tile0 + share * split + max(0, split - first_longer);
+  range.tile_end = range.tile_begin + share + (split >= first_longer);
   return range;
 }
 

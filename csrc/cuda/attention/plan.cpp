@@ -58,7 +58,7 @@ int choose_splits(int64_t blocks, int64_t tiles, int num_warps, int64_t cache_by
   constexpr double kMergeClocks = 100;   // of one split
   constexpr int64_t kLongCache = int64_t{14} << 20;
   const int generation = card.compute_capability / 10;
-  const bool fast_memory = generation >= 9 && generation < 12;
+  const bool fast_memory = generation >= 9 && generation < 11;
   const double saturated = fast_memory && cache_bytes >= kLongCache ? 0.97 : 0.72;
   int64_t most = std::min<int64_t>(kMaxSplits, ceil_div(tiles, num_warps));
   most = std::max<int64_t>(1, std::min(most, kMaxWorkspaceBytes / bytes_per_split));

@@ -247,8 +247,8 @@ struct MergedPair {
   __device__ __forceinline__ float2 state() const { return make_float2(top, sum); }
 };
 
-// Merges `count` <= kMost parts in their order. state(i) is part i's maximum and sum, pair(i) its
-// two outputs; unrolled, so that the reads overlap.
+// Merges the first kMost of `count` parts in their order. state(i) is part i's maximum and sum,
+// pair(i) its two outputs; unrolled, so that the reads overlap.
 template <int kMost, typename State, typename Pair>
 __device__ __forceinline__ MergedPair merge_pairs(int count, State state, Pair pair) {
   float2 states[kMost], pairs[kMost];

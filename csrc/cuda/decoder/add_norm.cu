@@ -110,9 +110,10 @@ __global__ void __launch_bounds__(kMaxThreads)
       stream.unpack(row[i]);
     }
   };
-  float mean = 0.0f, square = sums.add(sum) * per_column;
+  const float total = sums.add(sum);
+  float mean = 0.0f, square = total * per_column;
   if (!p.rms) {
-    mean = square;
+    mean = total / static_cast<float>(p.columns);  // exact where all columns are the same
     float centred_sum = 0.0f;
     for_chunks<kInRegisters>(chunks, [&](int i, int64_t chunk) {
       again(i, chunk);
