@@ -100,7 +100,7 @@ def test_a_step_without_torch_in_it(cuda: str, dim: int, batch: int) -> None:
     """Steps from token to token, of our kernels alone, as in one graph of several: they give what
     they give one kernel at a time. Norms of short rows let their successors start early, and so do
     products of many rows; the embedding is all that keeps a step apart from the one before."""
-    width, slots, steps, heads, kv_heads, vocabulary = 256, 1000, 8, 8, 4, 500
+    width, slots, steps, heads, kv_heads, vocabulary = 4 * dim, 1000, 8, 8, 4, 500
     weights = [
         (
             quantised((heads + 2 * kv_heads) * dim, width, cuda, spread=0.1),
