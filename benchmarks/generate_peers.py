@@ -283,7 +283,7 @@ def candidates(
         gc.collect()
 
 
-CPU_NAMES = ("flashint8_eager", "nanogpt", "transformers_eager", "sdpa_eager")
+CPU_NAMES = ("flashint8", "flashint8_eager", "nanogpt", "transformers_eager", "sdpa_eager")
 
 
 def weights_bytes(model: nn.Module) -> int:

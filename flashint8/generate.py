@@ -2,12 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from flashint8.models.decoder import Decoder
+from flashint8.recording import record
 from flashint8.sampling import Sampling
 
 PREFILL_CHUNK = 2048
@@ -24,28 +26,30 @@ class _Run(NamedTuple):
 
 
 class Generator:
-    """A model with a cache, and on a GPU captured graphs, to generate with again and again.
+    """A model with a cache and captured graphs, to generate with again and again.
 
     A CUDA graph holds a few decoding steps, sampling included: between two graphs the GPU waits
     for some microseconds, the tokens' copy to the host among them. It is captured at the first call
     that needs it: each `Sampling` has one of `graph_steps` steps, and one of a single step for what
     is left over. The host waits for tokens only after the steps behind them have been
     queued, so the GPU is never idle; it has drawn up to twice `graph_steps` tokens in vain when
-    all rows end with a stop token.
+    all rows end with a stop token. On the CPU a step is recorded (`flashint8.recording`), which
+    leaves the Python of the model's modules out.
 
     Args:
         model: a `GPT` or a `Llama`.
         batch_size: rows.
         capacity: positions of each row's cache: prompt and new tokens together.
-        graph: whether to capture a CUDA graph; default on a GPU only.
+        graph: whether to capture graphs, or on the CPU to record the step, instead of calling the
+            model for each; default on a GPU, and on the CPU with flashint8's attention (the others
+            then look at the whole cache).
         prefill_chunk: longer prompts are read in chunks of this many tokens, so that activations
             need no more memory than one chunk's.
-        graph_steps: tokens of each row that come at once from a graph. What is left over at the end
-            comes one by one.
+        graph_steps: tokens of each row that come at once from a CUDA graph. What is left over at
+            the end comes one by one.
 
     Raises:
-        ValueError: a size is not positive or passes the model's context; a graph is asked for on
-            the CPU.
+        ValueError: a size is not positive or passes the model's context.
     """
 
     def __init__(
@@ -61,23 +65,22 @@ class Generator:
         self.model = model
         self.cache = model.new_cache(batch_size, capacity)
         device = self.cache.positions.device
-        if graph and device.type != "cuda":
-            raise ValueError(f"Generator: graph needs a CUDA device, the model is on {device}")
         if prefill_chunk < 1:
             raise ValueError(f"Generator: prefill_chunk must be at least 1, got {prefill_chunk}")
         if graph_steps < 1:
             raise ValueError(f"Generator: graph_steps must be at least 1, got {graph_steps}")
-        self.graph = device.type == "cuda" if graph is None else graph
-        self.prefill_chunk, self.graph_steps = prefill_chunk, graph_steps
+        cuda = device.type == "cuda"
+        self.graph = cuda or model.attention == "flashint8" if graph is None else graph
+        self.prefill_chunk = prefill_chunk
+        self.graph_steps = graph_steps if cuda and self.graph else 1
         self._device = device
         # Of the last steps; the last of all is what the next step reads.
-        shape = (graph_steps if self.graph else 1, batch_size, 1)
+        shape = (self.graph_steps, batch_size, 1)
         self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self._random = torch.Generator(device)
-        self._graphs: dict[tuple[Sampling, int], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[Sampling, int], Callable[[], object]] = {}
         # One for all graphs: only one of them runs at a time, and none leaves anything in it.
-        self._pool = torch.cuda.graph_pool_handle() if self.graph else None
-        cuda = device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self.graph and cuda else None
         self._read = torch.zeros(capacity, batch_size, 1, dtype=torch.int64, pin_memory=cuda)
 
     @torch.inference_mode()
@@ -117,8 +120,8 @@ class Generator:
         sampling.draw_(self._tokens[-1], self._prefill(rows), self._random)
         output: list[list[int]] = [[] for _ in rows]
         stop = frozenset(stop_tokens)
-        # With graphs the next run is queued before anyone waits for the one ahead.
-        most = 2 if self.graph else 1
+        # With CUDA graphs the next run is queued before anyone waits for the one ahead.
+        most = 2 if self.graph and self._device.type == "cuda" else 1
         runs = deque([self._send(0, 1)])
         drawn = 1
         while runs or drawn < max_new_tokens:
@@ -189,7 +192,7 @@ class Generator:
         if self.graph:
             count = self.graph_steps if left >= self.graph_steps else 1
             self.cache.reserve(count)
-            self._graphs[sampling, count].replay()
+            self._graphs[sampling, count]()
             self.cache.advance_host(count)
         else:
             logits = self.model(self._tokens[-1], self.cache, last=True)
@@ -237,9 +240,13 @@ class Generator:
             if (sampling, count) not in self._graphs:
                 self._graphs[sampling, count] = self._capture(sampling, count)
 
-    def _capture(self, sampling: Sampling, count: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, sampling: Sampling, count: int) -> Callable[[], object]:
         """Captures `count` steps; the cache that the warm-up filled is emptied again."""
         self.cache.reset()
+        if self._device.type != "cuda":
+            recorded = record(partial(self._step, sampling, count))
+            self.cache.reset()
+            return recorded
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
@@ -251,7 +258,7 @@ class Generator:
         graph.register_generator_state(self._random)
         with torch.cuda.graph(graph, pool=self._pool):
             self._step(sampling, count)
-        return graph
+        return graph.replay
 
 
 def generate(
@@ -281,7 +288,7 @@ def generate(
         stop_tokens: a row ends with the first of these (which it includes).
         seed: of what is drawn; the same seed gives the same tokens.
         on_token: called with (row, token) as each comes; on a GPU four at a time.
-        graph: whether to replay a CUDA graph; default on a GPU only.
+        graph: as `Generator` takes it.
 
     Returns:
         For each row the new tokens.

@@ -1,0 +1,88 @@
+"""A function's operators, recorded once and run again without the Python that led to them.
+
+To a decoding step on the CPU it is what a CUDA graph is to one on a GPU.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_Call = tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any], Any]
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs each operator, and keeps it with its arguments and its result."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[_Call] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.calls.append((func, args, kwargs, result))
+        return result
+
+
+def record(function: Callable[[], object]) -> Callable[[], object]:
+    """Calls `function`, and returns what runs the same operators on the same tensors again.
+
+    As with a CUDA graph, tensors made outside `function` are read and written where they are, and
+    what Python decided while it was recorded stays decided.
+
+    Args:
+        function: what to record; its result is not kept.
+
+    Raises:
+        RuntimeError: an operator gave Python a number, which what follows may depend on.
+    """
+    with _Recorder() as recorder:
+        function()
+    graph = fx.Graph()
+    outside = _made_outside(recorder.calls)
+    nodes = {key: graph.placeholder(f"outside_{i}") for i, key in enumerate(outside)}
+    for func, args, kwargs, result in recorder.calls:
+        found = partial(map_aggregate, fn=lambda value: nodes.get(id(value), value))
+        node = graph.call_function(func, found(args), found(dict(kwargs)))
+        if isinstance(result, (tuple, list)):
+            for i, part in enumerate(result):
+                nodes[id(part)] = graph.call_function(operator.getitem, (node, i))
+        elif isinstance(result, Tensor):
+            nodes.setdefault(id(result), node)  # what an operator wrote in place keeps its name
+        elif result is not None:
+            raise RuntimeError(
+                f"record: {func} returned {type(result).__name__}, which cannot be recorded"
+            )
+    graph.output(None)
+    module = fx.GraphModule({}, graph)
+    return partial(module.forward, *outside.values())
+
+
+def _made_outside(calls: list[_Call]) -> dict[int, Any]:
+    """By their id the tensors, and random generators, that no operator of these made."""
+    made: set[int] = set()
+    outside: dict[int, Any] = {}
+
+    def see(value: Any) -> Any:
+        if isinstance(value, (Tensor, torch.Generator)) and id(value) not in made:
+            outside[id(value)] = value
+        return value
+
+    for _, args, kwargs, result in calls:
+        map_aggregate((args, dict(kwargs)), see)
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            if id(part) not in outside:
+                made.add(id(part))
+    return outside
