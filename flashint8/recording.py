@@ -23,6 +23,10 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[_Call] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it, torch would import it: a second, the first time
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],

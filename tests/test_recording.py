@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,3 +93,13 @@ def test_numbers_cannot_be_recorded() -> None:
     x = torch.ones(3)
     with pytest.raises(RuntimeError, match=r"_local_scalar_dense.*returned float, which cannot"):
         record(lambda: x * x.sum().item())
+
+
+def test_it_is_ready_at_once() -> None:
+    """torch's compiler, whose import takes a second, is left alone."""
+    code = (
+        "import sys, torch; from flashint8.recording import record; x = torch.ones(2);"
+        "record(lambda: x.add_(1))(); assert x.tolist() == [3, 3];"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
