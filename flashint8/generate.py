@@ -14,6 +14,7 @@ from flashint8.sampling import Sampling
 
 PREFILL_CHUNK = 2048
 GRAPH_STEPS = 4
+RECORD_FROM = 32  # new tokens, of a single call: what a recording costs is won back then
 _WARM_UP_CALLS = 2
 
 
@@ -34,7 +35,9 @@ class Generator:
     is left over. The host waits for tokens only after the steps behind them have been
     queued, so the GPU is never idle; it has drawn up to twice `graph_steps` tokens in vain when
     all rows end with a stop token. On the CPU a step is recorded (`flashint8.recording`), which
-    leaves the Python of the model's modules out.
+    leaves the Python of the model's modules out. Neither sees what is done to the model later but
+    for weights that change in place: where a tensor, a layer or a hook is another, make another
+    Generator. Compiled models have no use for a recording: ``graph=False``.
 
     Args:
         model: a `GPT` or a `Llama`.
@@ -288,7 +291,7 @@ def generate(
         stop_tokens: a row ends with the first of these (which it includes).
         seed: of what is drawn; the same seed gives the same tokens.
         on_token: called with (row, token) as each comes; on a GPU four at a time.
-        graph: as `Generator` takes it.
+        graph: as `Generator` takes it; by default not for few tokens on the CPU.
 
     Returns:
         For each row the new tokens.
@@ -300,6 +303,8 @@ def generate(
         raise ValueError("generate: prompts must have at least one row, got none")
     sampling = Sampling(temperature, top_k, top_p)
     capacity = max(len(prompt) for prompt in prompts) + max(1, max_new_tokens) - 1
+    if graph is None and max_new_tokens < RECORD_FROM and model.norm.weight.device.type == "cpu":
+        graph = False
     generator = Generator(model, len(prompts), max(1, capacity), graph=graph)
     return generator(
         prompts,

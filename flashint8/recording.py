@@ -42,6 +42,8 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func is torch.ops.aten.lift_fresh.default:  # torch.tensor: made anew each time
+            func, args = torch.ops.aten.lift_fresh_copy.default, (args[0].clone(),)
         self.calls.append((func, args, kwargs, result))
         return result
 
@@ -50,13 +52,15 @@ def record(function: Callable[[], object]) -> Callable[[], object]:
     """Calls `function`, and returns what runs the same operators on the same tensors again.
 
     As with a CUDA graph, tensors made outside `function` are read and written where they are, and
-    what Python decided while it was recorded stays decided.
+    what Python decided while it was recorded stays decided: values that it read by `tolist` or
+    `numpy` among them, which no operator shows.
 
     Args:
         function: what to record; its result is not kept.
 
     Raises:
-        RuntimeError: an operator gave Python a number, which what follows may depend on.
+        RuntimeError: an operator gave Python something other than tensors, as `item` does, which
+            what follows may depend on.
     """
     with _Recorder() as recorder:
         function()
@@ -69,18 +73,24 @@ def record(function: Callable[[], object]) -> Callable[[], object]:
             node = graph.call_method(_METHODS[func], found(args), found(dict(kwargs)))
         else:
             node = graph.call_function(func, found(args), found(dict(kwargs)))
-        if isinstance(result, (tuple, list)):
-            for i, part in enumerate(result):
-                nodes[id(part)] = graph.call_function(operator.getitem, (node, i))
-        elif isinstance(result, Tensor):
-            nodes.setdefault(id(result), node)  # what an operator wrote in place keeps its name
-        elif result is not None:
-            raise RuntimeError(
-                f"record: {func} returned {type(result).__name__}, which cannot be recorded"
-            )
+        several = isinstance(result, (tuple, list))
+        for i, part in enumerate(result if several else (result,)):
+            if part is None:
+                continue
+            if not isinstance(part, Tensor):
+                raise RuntimeError(
+                    f"record: {func} returned {type(part).__name__}, which cannot be recorded"
+                )
+            if id(part) not in nodes:  # what an operator wrote in place keeps its name
+                nodes[id(part)] = (
+                    graph.call_function(operator.getitem, (node, i)) if several else node
+                )
     graph.output(None)
-    module = fx.GraphModule({}, graph)
-    return partial(module.forward, *outside.values())
+    # Not a GraphModule, whose source torch keeps for good.
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(code.src, scope)
+    return partial(scope["forward"], None, *outside.values())
 
 
 def _made_outside(calls: list[_Call]) -> dict[int, Any]:

@@ -152,7 +152,7 @@ def test_long_splits(cuda: str, dim: int) -> None:
         args = case(cuda, torch.float16, (16, 8), dim, 8200, [position])
         checked(*args, table(8200, dim, cuda), cache_ready=True)
     details = flashint8.explain("attention_with_kvcache", *args, cache_ready=True).details
-    if details["code"].startswith("90"):
+    if details["code"].startswith("90") and 512 * details["num_splits"] <= 8200:
         assert details["num_warps"] == 8
         assert details["num_splits"] > 1
 

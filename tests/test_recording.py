@@ -54,6 +54,18 @@ def test_what_was_made_inside_is_made_again() -> None:
     assert torch.equal(out, -expected)
 
 
+def test_tensors_made_of_numbers_are_made_again() -> None:
+    x, out = torch.ones(1), torch.zeros(1)
+
+    def function() -> None:
+        out.copy_(torch.tensor([10.0]).add_(x))
+
+    again = record(function)
+    for _ in range(2):
+        again()
+        assert out.item() == 11
+
+
 def test_our_operators() -> None:
     x = torch.randn(1, 64)
     linear = flashint8.QuantLinear.from_linear(torch.nn.Linear(64, 64))

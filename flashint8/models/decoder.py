@@ -290,9 +290,9 @@ class Decoder(nn.Module):
     def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, vocab_size) of one token a row, (B, 1), by the device's lengths alone.
 
-        What a CUDA graph captures: shapes and addresses are the same every time. The caller sees to
-        `KVCache.reserve`, counts up `KVCache.positions` on the device, as `argmax_` does, and calls
-        `KVCache.advance_host`.
+        What a CUDA graph captures, or a recording: shapes and addresses are the same every time.
+        The caller sees to `KVCache.reserve`, counts up `KVCache.positions` on the device, as
+        `argmax_` does, and calls `KVCache.advance_host`.
         """
         hidden = self._hidden(tokens, cache, static=True)
         return self.lm_head(hidden[:, 0])  # type: ignore[no-any-return]
