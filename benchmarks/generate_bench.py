@@ -132,7 +132,7 @@ def check_logits(base: Any, model: Any, seed: int) -> float:
     Raises:
         CheckError: it is above TOLERANCE.
     """
-    device = base.norm.weight.device
+    device = base.device
     generator = torch.Generator().manual_seed(seed)
     shape = (1, CHECKED_TOKENS)
     tokens = torch.randint(0, base.config.vocab_size, shape, generator=generator).to(device)

@@ -161,7 +161,7 @@ def whole_forwards(model: Any) -> Callable[[Prompt, int], Run]:
 
     @torch.inference_mode()
     def run(prompts: Prompt, new_tokens: int) -> Run:
-        device = model.norm.weight.device
+        device = model.device
         start = time.perf_counter()
         tokens = torch.tensor(prompts, device=device)
         prompt = tokens.shape[1]
@@ -231,7 +231,7 @@ def transformers_loop(model: Any, dtype: torch.dtype, device: torch.device) -> t
 
 def make(name: str, base: Any, batch: int, capacity: int) -> Candidate:
     """One method on the base model's weights."""
-    device = base.norm.weight.device
+    device = base.device
     dtype = base.dtype
     if name == "nanogpt":
         model = with_weights(base, attention="naive", linears="float")
@@ -266,7 +266,7 @@ def candidates(
     names: Sequence[str], base: Any, batch: int, capacity: int
 ) -> Iterator[Candidate | Skipped]:
     """The named methods, one after the other; one that cannot be made says why."""
-    device = base.norm.weight.device
+    device = base.device
     for name in names:
         if device.type == "cpu" and name not in CPU_NAMES:
             yield Skipped(name, "a CUDA graph needs a GPU")

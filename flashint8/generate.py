@@ -72,7 +72,7 @@ class Generator:
             raise ValueError(f"Generator: prefill_chunk must be at least 1, got {prefill_chunk}")
         if graph_steps < 1:
             raise ValueError(f"Generator: graph_steps must be at least 1, got {graph_steps}")
-        cuda = device.type == "cuda"
+        cuda = self._cuda = device.type == "cuda"
         self.graph = cuda or model.attention == "flashint8" if graph is None else graph
         self.prefill_chunk = prefill_chunk
         self.graph_steps = graph_steps if cuda and self.graph else 1
@@ -124,7 +124,7 @@ class Generator:
         output: list[list[int]] = [[] for _ in rows]
         stop = frozenset(stop_tokens)
         # With CUDA graphs the next run is queued before anyone waits for the one ahead.
-        most = 2 if self.graph and self._device.type == "cuda" else 1
+        most = 2 if self.graph and self._cuda else 1
         runs = deque([self._send(0, 1)])
         drawn = 1
         while runs or drawn < max_new_tokens:
@@ -206,7 +206,7 @@ class Generator:
         """Starts the copy of the last `count` steps' tokens to the host."""
         self._read[first : first + count].copy_(self._tokens[-count:], non_blocking=True)
         event = None
-        if self._device.type == "cuda":
+        if self._cuda:
             event = torch.cuda.Event()
             event.record()
         return _Run(first, count, event)
@@ -244,12 +244,10 @@ class Generator:
                 self._graphs[sampling, count] = self._capture(sampling, count)
 
     def _capture(self, sampling: Sampling, count: int) -> Callable[[], object]:
-        """Captures `count` steps; the cache that the warm-up filled is emptied again."""
+        """Captures `count` steps; the caller empties the cache behind it."""
         self.cache.reset()
-        if self._device.type != "cuda":
-            recorded = record(partial(self._step, sampling, count))
-            self.cache.reset()
-            return recorded
+        if not self._cuda:
+            return record(partial(self._step, sampling, count))
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
@@ -303,7 +301,7 @@ def generate(
         raise ValueError("generate: prompts must have at least one row, got none")
     sampling = Sampling(temperature, top_k, top_p)
     capacity = max(len(prompt) for prompt in prompts) + max(1, max_new_tokens) - 1
-    if graph is None and max_new_tokens < RECORD_FROM and model.norm.weight.device.type == "cpu":
+    if graph is None and max_new_tokens < RECORD_FROM and model.device.type == "cpu":
         graph = False
     generator = Generator(model, len(prompts), max(1, capacity), graph=graph)
     return generator(

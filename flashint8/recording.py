@@ -4,7 +4,7 @@ To a decoding step on the CPU it is what a CUDA graph is to one on a GPU.
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -73,8 +73,7 @@ def record(function: Callable[[], object]) -> Callable[[], object]:
             node = graph.call_method(_METHODS[func], found(args), found(dict(kwargs)))
         else:
             node = graph.call_function(func, found(args), found(dict(kwargs)))
-        several = isinstance(result, (tuple, list))
-        for i, part in enumerate(result if several else (result,)):
+        for i, part in enumerate(_parts(result)):
             if part is None:
                 continue
             if not isinstance(part, Tensor):
@@ -82,8 +81,9 @@ def record(function: Callable[[], object]) -> Callable[[], object]:
                     f"record: {func} returned {type(part).__name__}, which cannot be recorded"
                 )
             if id(part) not in nodes:  # what an operator wrote in place keeps its name
+                whole = part is result
                 nodes[id(part)] = (
-                    graph.call_function(operator.getitem, (node, i)) if several else node
+                    node if whole else graph.call_function(operator.getitem, (node, i))
                 )
     graph.output(None)
     # Not a GraphModule, whose source torch keeps for good.
@@ -91,6 +91,10 @@ def record(function: Callable[[], object]) -> Callable[[], object]:
     scope = dict(code.globals)
     exec(code.src, scope)
     return partial(scope["forward"], None, *outside.values())
+
+
+def _parts(result: Any) -> Sequence[Any]:
+    return result if isinstance(result, (tuple, list)) else (result,)
 
 
 def _made_outside(calls: list[_Call]) -> dict[int, Any]:
@@ -105,7 +109,7 @@ def _made_outside(calls: list[_Call]) -> dict[int, Any]:
 
     for _, args, kwargs, result in calls:
         map_aggregate((args, dict(kwargs)), see)
-        for part in result if isinstance(result, (tuple, list)) else (result,):
+        for part in _parts(result):
             if id(part) not in outside:
                 made.add(id(part))
     return outside

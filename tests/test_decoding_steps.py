@@ -12,10 +12,41 @@ from torch import Tensor
 import flashint8
 from flashint8.decoder import argmax_, embed_
 
+Weights = list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]
+
+
+def attend(
+    residual: Tensor,
+    norm: Tensor,
+    weights: Weights,
+    cache: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    one: bool,
+    wait: bool,
+) -> Tensor | None:
+    """A step's layers, by our kernels alone, each of a norm, a product, attention with twice as
+    many heads as keys have, and a product: what is to be added to the stream last."""
+    dim, kv_heads = cos_sin.shape[1], cache.shape[3]
+    heads = 2 * kv_heads
+    y = None
+    for layer, (qkv_weight, out_weight) in enumerate(weights):
+        y = flashint8.add_norm_(residual, y, norm)
+        qkv = flashint8.int8_linear(y, *qkv_weight, weight_ready=True)
+        parts = qkv[:, None].split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
+        q, k, v = (part.unflatten(-1, (-1, dim)).transpose(1, 2) for part in parts)
+        args = (q, k, v, cache[layer, 0], cache[layer, 1], positions, cos_sin)
+        fused = flashint8.attention_with_kvcache
+        y = fused(*args, cache_ready=True) if one else in_two(*args)
+        y = flashint8.int8_linear(y.view(-1, heads * dim), *out_weight, weight_ready=True)
+        if wait:
+            torch.cuda.synchronize()
+    return y
+
 
 def decode(
     stream: Tensor,
-    weights: list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]],
+    weights: Weights,
     cache: Tensor,
     positions: Tensor,
     cos_sin: Tensor,
@@ -27,22 +58,11 @@ def decode(
 
     The stream goes on from step to step, and from call to call.
     """
-    dim, heads, kv_heads = cos_sin.shape[1], 4, 2
     norm = torch.ones_like(stream[0])
     outs = []
     for _ in range(steps):
-        residual, y = stream.clone(), None
-        for layer, (qkv_weight, out_weight) in enumerate(weights):
-            y = flashint8.add_norm_(residual, y, norm)
-            qkv = flashint8.int8_linear(y, *qkv_weight, weight_ready=True)
-            parts = qkv[:, None].split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
-            q, k, v = (part.unflatten(-1, (-1, dim)).transpose(1, 2) for part in parts)
-            args = (q, k, v, cache[layer, 0], cache[layer, 1], positions, cos_sin)
-            fused = flashint8.attention_with_kvcache
-            y = fused(*args, cache_ready=True) if one else in_two(*args)
-            y = flashint8.int8_linear(y.view(-1, heads * dim), *out_weight, weight_ready=True)
-            if wait:
-                torch.cuda.synchronize()
+        residual = stream.clone()
+        y = attend(residual, norm, weights, cache, positions, cos_sin, one, wait)
         stream.copy_(flashint8.add_norm_(residual, y, norm))
         outs.append(stream.clone())
         positions += 1
@@ -116,19 +136,9 @@ def test_a_step_without_torch_in_it(cuda: str, dim: int, batch: int) -> None:
     positions = torch.zeros(batch, dtype=torch.int32, device=cuda)
 
     def step(one: bool, wait: bool) -> Tensor:
-        residual, y = torch.empty(batch, width, dtype=torch.float16, device=cuda), None
+        residual = torch.empty(batch, width, dtype=torch.float16, device=cuda)
         embed_(residual[:, None], tokens, *head)
-        for layer, (qkv_weight, out_weight) in enumerate(weights):
-            y = flashint8.add_norm_(residual, y, norm)
-            qkv = flashint8.int8_linear(y, *qkv_weight, weight_ready=True)
-            parts = qkv[:, None].split([heads * dim, kv_heads * dim, kv_heads * dim], dim=-1)
-            q, k, v = (part.unflatten(-1, (-1, dim)).transpose(1, 2) for part in parts)
-            args = (q, k, v, cache[layer, 0], cache[layer, 1], positions, cos_sin)
-            fused = flashint8.attention_with_kvcache
-            y = fused(*args, cache_ready=True) if one else in_two(*args)
-            y = flashint8.int8_linear(y.view(-1, heads * dim), *out_weight, weight_ready=True)
-            if wait:
-                torch.cuda.synchronize()
+        y = attend(residual, norm, weights, cache, positions, cos_sin, one, wait)
         logits = flashint8.int8_linear(flashint8.add_norm_(residual, y, norm), *head)
         argmax_(tokens, logits, positions)
         if wait:

@@ -204,6 +204,11 @@ class Decoder(nn.Module):
         """The architecture's MLP."""
         raise NotImplementedError
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.norm.weight.device
+
     def embed_tokens(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
         """(B, T) -> (B, T, C): the tokens' rows of the embedding, and learned positions' rows."""
         if self.embed is not None:
@@ -228,8 +233,7 @@ class Decoder(nn.Module):
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """An empty cache for this model, on its device."""
-        device = self.norm.weight.device
-        return KVCache(self.config, batch_size, capacity, dtype=self.dtype, device=device)
+        return KVCache(self.config, batch_size, capacity, dtype=self.dtype, device=self.device)
 
     def forward(
         self,
