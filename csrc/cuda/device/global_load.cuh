@@ -16,13 +16,24 @@ __device__ __forceinline__ uint4 load_streaming_16(const void* source, uint64_t 
   return v;
 }
 
-// 16 bytes that this multiprocessor reads again: kept in L1.
-__device__ __forceinline__ uint4 load_cached_16(const void* source) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::evict_last.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(source));
-  return v;
+// The same into `v` where `exists`; else `v` stays as it is. One instruction, without a branch.
+__device__ __forceinline__ void load_streaming_16_if(bool exists, uint4& v, const void* source,
+                                                     uint64_t policy) {
+  asm volatile(
+      "{\n.reg .pred exists;\nsetp.ne.b32 exists, %6, 0;\n"
+      "@exists ld.global.nc.L1::no_allocate.L2::cache_hint.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4], "
+      "%5;\n}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(source), "l"(policy), "r"(static_cast<int>(exists)));
+}
+
+// 16 bytes that this multiprocessor reads again, kept in L1, into `v` where they exist.
+__device__ __forceinline__ void load_cached_16_if(bool exists, uint4& v, const void* source) {
+  asm volatile(
+      "{\n.reg .pred exists;\nsetp.ne.b32 exists, %5, 0;\n"
+      "@exists ld.global.nc.L1::evict_last.v4.b32 {%0, %1, %2, %3}, [%4];\n}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(source), "r"(static_cast<int>(exists)));
 }
 
 // The first `valid` of 16 bytes (valid in 0..16), the rest zeros; no byte past them is read.

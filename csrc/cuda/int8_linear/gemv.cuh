@@ -11,6 +11,9 @@
 // (0..3), and x alike, so nothing is shuffled. Sums come out as C[channel g, g + 8][row 2t, 2t +
 // 1].
 //
+// Ends: loads are predicated, not branched around, so that a unit's stand together and little code
+// runs between a unit's arrival and the next one's request. Past the end of a row x is zero.
+//
 // Ahead: weights that are ready, as those of a model between its kernels, are asked for before the
 // kernel ahead has ended: their way from memory is hidden behind its last part. Of small weights
 // each warp's second unit is brought into L2 then, too.
@@ -24,6 +27,8 @@
 #pragma once
 
 #include <cuda_runtime.h>
+
+#include <type_traits>
 
 #include "../device/dependent_launch.cuh"
 #include "../device/dequant.cuh"
@@ -47,23 +52,10 @@ __device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
   return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
 }
 
-// How many of the 16 bytes from byte `offset` of a row of `size` bytes exist.
-__device__ __forceinline__ int bytes_left(int64_t size, int64_t offset) {
-  return static_cast<int>(min(max(size - offset, int64_t{0}), int64_t{16}));
-}
-
-// Bytes [offset, offset + 16) of a row, zeros past its end. kVectorized: the row is 16-byte
-// aligned. `inside`: all of them exist.
-template <bool kVectorized, typename LoadWhole>
-__device__ __forceinline__ uint4 load_of_row(const uint8_t* row, int64_t size, int64_t offset,
-                                             bool inside, LoadWhole load_whole) {
-  if constexpr (kVectorized) {
-    if (inside) return load_whole(row + offset);
-    const int valid = bytes_left(size, offset);
-    return valid == 16 ? load_whole(row + offset) : load_partial_16(row + offset, valid);
-  } else {
-    return load_unaligned_16(row + offset, bytes_left(size, offset), row, row + size);
-  }
+// Bytes [offset, offset + 16) of a row of `size` bytes at any address, zeros past its end.
+__device__ __forceinline__ uint4 load_of_row(const uint8_t* row, int64_t size, int64_t offset) {
+  const int valid = static_cast<int>(min(max(size - offset, int64_t{0}), int64_t{16}));
+  return load_unaligned_16(row + offset, valid, row, row + size);
 }
 
 #ifdef __CUDA_ARCH__
@@ -78,6 +70,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
     int8_linear_gemv_kernel(const __grid_constant__ Int8LinearParams p) {
   constexpr GemvTile kShape = kGemvTiles[kTile];
   constexpr int kWarps = kShape.num_warps;
+  constexpr bool kVectorized = kShape.vectorized;  // k is a multiple of 16, too
   constexpr int kRowTiles = kShape.block_m / 8;
   constexpr int kLog2BlockN = 4;
   static_assert(1 << kLog2BlockN == kGemvBlockN);
@@ -87,13 +80,44 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int g = lane / 4, t = lane % 4;
-  // 32 bits are enough for counts: a weight of 2^31 channels or an x of 2^31 columns fits no card.
-  const int num_units = static_cast<int>(ceil_div(p.k, kGemvUnit));
-  const int whole_units = static_cast<int>(p.k / kGemvUnit);
+  // 32 bits are enough for counts: a weight of 2^31 channels fits no card.
+  using Index = std::conditional_t<kVectorized, int, int64_t>;  // of k: see can_vectorize
+  const auto num_k = static_cast<Index>(p.k);
   const int num_tiles = static_cast<int>(ceil_div(p.n, kGemvBlockN));
   const uint64_t policy = l2_evict_first_policy();
   const int64_t first_row = int64_t{blockIdx.x} * kShape.block_m;
   const int num_rows = static_cast<int>(min(p.m - first_row, int64_t{kShape.block_m}));
+
+  // Channels of a tile past the end repeat the last one.
+  const uint8_t* weight_row = nullptr;  // of channel g of the tile; kVectorized: from byte 16t on
+  int second = 0;                       // how many channels further the lane's other one is
+  const auto point_at = [&](int tile) {
+    const int64_t n = int64_t{tile} * kGemvBlockN + g;
+    weight_row = reinterpret_cast<const uint8_t*>(p.weight) + min(n, p.n - 1) * p.weight_stride +
+                 (kVectorized ? 16 * t : 0);
+    second = n + 8 < p.n ? 8 : 0;
+  };
+
+  // [half of the unit][channels g, g + 8]. Past the end of a row whatever was there before: x is
+  // zero there.
+  uint4 weights[2][2] = {};
+  const auto load_weights = [&](Index begin) {
+    const Index k = begin + 16 * t;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        if constexpr (kVectorized) {
+          const auto pieces = static_cast<uint32_t>(p.weight_stride / 16);
+          const uint8_t* row = weight_row + static_cast<uint64_t>(16u * r * second) * pieces;
+          load_streaming_16_if(k + 64 * h < num_k, weights[h][r],
+                               row + static_cast<uint32_t>(begin) + 64 * h, policy);
+        } else {
+          weights[h][r] = load_of_row(weight_row + r * second * p.weight_stride, p.k, k + 64 * h);
+        }
+      }
+    }
+  };
 
   const uint8_t* x_rows[kRowTiles];  // nullptr: no such row
 #pragma unroll
@@ -104,22 +128,6 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
                     : nullptr;
   }
 
-  uint4 weights[2][2];  // [half of the unit][channels g, g + 8]
-  const auto load_weights = [&](int tile, int unit) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      // Channels past the end repeat the last one.
-      const int64_t n = min(int64_t{tile} * kGemvBlockN + 8 * r + g, p.n - 1);
-      const auto* row = reinterpret_cast<const uint8_t*>(p.weight) + n * p.weight_stride;
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        weights[h][r] = load_of_row<kShape.vectorized>(
-            row, p.k, int64_t{unit} * kGemvUnit + 64 * h + 16 * t, unit < whole_units,
-            [&](const uint8_t* source) { return load_streaming_16(source, policy); });
-      }
-    }
-  };
-
   // What comes last of all to a tile's values would otherwise come from memory then.
   const auto ask_for_scales = [&](int tile) {
     if (threadIdx.x != 0 || tile >= num_tiles) return;
@@ -129,36 +137,41 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
   };
 
   ask_for_scales(blockIdx.y);
-  const bool has_work = static_cast<int>(blockIdx.y) < num_tiles && warp < num_units;
+  point_at(blockIdx.y);
+  const bool has_work = static_cast<int>(blockIdx.y) < num_tiles && warp * kGemvUnit < num_k;
   if (p.weight_ready && has_work) {
-    load_weights(blockIdx.y, warp);
+    load_weights(warp * kGemvUnit);
     const int64_t n = int64_t{blockIdx.y} * kGemvBlockN + lane;
-    if (lane < kGemvBlockN && n < p.n && warp + kWarps < num_units &&
+    if (lane < kGemvBlockN && n < p.n && (warp + kWarps) * kGemvUnit < num_k &&
         num_tiles <= static_cast<int>(gridDim.y) && p.n * p.k <= kPrefetchUpTo) {
       prefetch_l2_line(p.weight + n * p.weight_stride + (warp + kWarps) * kGemvUnit);
     }
   }
   wait_for_prerequisite();
   allow_dependent_launch();
-  if (!p.weight_ready && has_work) load_weights(blockIdx.y, warp);
+  if (!p.weight_ready && has_work) load_weights(warp * kGemvUnit);
 
   int buffer = 0;
   for (int tile = blockIdx.y; tile < num_tiles; tile += gridDim.y, buffer ^= 1) {
     ask_for_scales(tile + static_cast<int>(gridDim.y));
     float sum[kRowTiles][4] = {};
-    for (int unit = warp; unit < num_units; unit += kWarps) {
-      uint4 x[kRowTiles][2][2];  // [rows][half of the unit][first, last 8 values]
+    for (Index begin = warp * kGemvUnit; begin < num_k; begin += kWarps * kGemvUnit) {
+      const Index k = begin + 16 * t;
+      uint4 x[kRowTiles][2][2] = {};  // [rows][half of the unit][first, last 8 values]
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
+        const bool is_row = x_rows[j] != nullptr;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            x[j][h][i] = make_uint4(0, 0, 0, 0);
-            if (x_rows[j] == nullptr) continue;
-            x[j][h][i] = load_of_row<kShape.vectorized>(
-                x_rows[j], 2 * p.k, 2 * (int64_t{unit} * kGemvUnit + 64 * h + 16 * t) + 16 * i,
-                unit < whole_units, [](const uint8_t* source) { return load_cached_16(source); });
+            const int offset = 128 * h + 16 * i;
+            if constexpr (kVectorized) {
+              load_cached_16_if(is_row && k + 64 * h < num_k, x[j][h][i],
+                                x_rows[j] + 2 * static_cast<uint32_t>(k) + offset);
+            } else if (is_row) {
+              x[j][h][i] = load_of_row(x_rows[j], 2 * p.k, 2 * k + offset);
+            }
           }
         }
       }
@@ -176,9 +189,12 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
           }
         }
       }
-      const bool more = unit + kWarps < num_units;
-      const int next_tile = more ? tile : tile + static_cast<int>(gridDim.y);
-      if (next_tile < num_tiles) load_weights(next_tile, more ? unit + kWarps : warp);
+      if (begin + kWarps * kGemvUnit < num_k) {
+        load_weights(begin + kWarps * kGemvUnit);
+      } else if (tile + static_cast<int>(gridDim.y) < num_tiles) {
+        point_at(tile + gridDim.y);
+        load_weights(warp * kGemvUnit);
+      }
     }
 
 #pragma unroll

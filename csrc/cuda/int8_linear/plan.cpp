@@ -50,7 +50,7 @@ bool aligned(const void* pointer, uintptr_t bytes) {
 // 16-byte copies from both tensors, at offsets that fit 32 bits in units of 16 bytes; rows and
 // channels that fit 31.
 bool can_vectorize(const Int8LinearParams& p) {
-  if (p.m > INT32_MAX / 2 || p.n > INT32_MAX / 2) return false;
+  if (std::max({p.m, p.n, p.k}) > INT32_MAX / 2) return false;
   if (!aligned(p.x, 16) || !aligned(p.weight, 16)) return false;
   if (p.n > 1 && p.weight_stride % 16 != 0) return false;
   int64_t extent = 0;
@@ -102,6 +102,7 @@ bool is_little_work(const Int8LinearParams& p, const Card& card, int64_t tiles) 
 int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
   constexpr int64_t kSmallWeight = int64_t{4} << 20, kMediumWeight = int64_t{16} << 20;
   if (!vectorized) return 3;
+  if (p.k % 16 != 0) return p.m <= 32 ? 3 : -1;
   const int64_t tiles = ceil_div(p.n, kGemvBlockN);
   if (p.m <= 8) return many_warps(p, card, tiles) ? 0 : 1;
   if (p.m > 32) return is_little_work(p, card, tiles) ? 2 : -1;
