@@ -194,9 +194,10 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
   params.weight_scale = static_cast<const float*>(address(true));
   params.out = const_cast<void*>(address(vectorized));
   params.x_rows.size[3] = m;
-  params.x_rows.stride[3] = k;
+  const int64_t pitch = vectorized ? ceil_div(k, 16) * 16 : k;  // of rows: any that is aligned
+  params.x_rows.stride[3] = pitch;
   if (!plain_rows) params.x_rows.size[2] = 2;  // rows in two runs, or more
-  params.weight_stride = k;
+  params.weight_stride = pitch;
   params.m = m;
   params.n = n;
   params.k = k;

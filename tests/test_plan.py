@@ -367,7 +367,7 @@ def test_little_work_is_for_the_gemv() -> None:
         assert plan.details["num_blocks"] <= 3 * card.sm_count, plan
     # Little, but too long for few blocks: the last two.
     for m, n, k in (
-        (256, 768, 768),
+        (512, 768, 768),
         (128, 2304, 768),
         (128, 768, 3072),
         (64, 2048, 2048),
@@ -375,6 +375,26 @@ def test_little_work_is_for_the_gemv() -> None:
         (33, 16, 200_000),
     ):
         assert explain("int8_linear", *linear_args(m, n, k), card=card).kernel == "gemm_sm90"
+
+
+def test_up_to_sixteen_rows_by_the_rounds_of_blocks() -> None:
+    """A gemv where its blocks run at once, but for the largest weights; else for small ones."""
+    card = CARDS["sm_90 H100"]
+    for n, k in ((5120, 3072), (6144, 4096), (3072, 8192), (5120, 5120), (8192, 1024)):
+        assert explain("int8_linear", *linear_args(16, n, k), card=card).kernel == "gemv", (n, k)
+    for n, k in ((8192, 4096), (4096, 11008), (12288, 4096)):
+        assert explain("int8_linear", *linear_args(16, n, k), card=card).kernel == "gemm", (n, k)
+
+
+def test_few_rows_of_a_ragged_k() -> None:
+    """16-byte loads of few rows take whole pieces of 16 values."""
+    card = CARDS["sm_90 H100"]
+    x, weight, scale, *rest = linear_args(4, 4096, 4096)
+    plan = explain("int8_linear", x[:, :4088], weight[:, :4088], scale, *rest, card=card)
+    assert (plan.kernel, plan.details["vectorized"]) == ("gemv", False), plan
+    x, weight, scale, *rest = linear_args(64, 4096, 4096)
+    plan = explain("int8_linear", x[:, :4088], weight[:, :4088], scale, *rest, card=card)
+    assert plan.details["vectorized"], plan
 
 
 def test_few_rows_are_not_for_hoppers_gemm() -> None:

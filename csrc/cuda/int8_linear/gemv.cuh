@@ -180,8 +180,8 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
 #pragma unroll
         for (int s = 0; s < 4; ++s) {
           uint32_t a[4];
-          Int8To16<T>::dequantize(word_of(weights[h][0], s), a[0], a[2]);
-          Int8To16<T>::dequantize(word_of(weights[h][1], s), a[1], a[3]);
+          Int8To16<T>::dequantize_shortly(word_of(weights[h][0], s), a[0], a[2]);
+          Int8To16<T>::dequantize_shortly(word_of(weights[h][1], s), a[1], a[3]);
 #pragma unroll
           for (int j = 0; j < kRowTiles; ++j) {
             mma_m16n8k16<T>(sum[j], a, word_of(x[j][h][s / 2], 2 * (s % 2)),

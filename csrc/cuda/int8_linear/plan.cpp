@@ -88,28 +88,26 @@ bool many_warps(const Int8LinearParams& p, const Card& card, int64_t tiles) {
 // (docs/performance.md), with a block a multiprocessor and more; with fewer, k must be as short as
 // if there were.
 bool is_little_work(const Int8LinearParams& p, const Card& card, int64_t tiles) {
-  constexpr int64_t kOneRound = 4600, kTwoRounds = 4200;  // k of a multiprocessor's blocks
   const int64_t blocks = tiles * ceil_div(p.m, kGemvTiles[2].block_m);
   const int64_t at_once = blocks_at_once(kGemvTiles[2], card);
-  return blocks <= 2 * at_once && std::max<int64_t>(blocks, card.sm_count) * p.k <=
-                                      card.sm_count * (blocks <= at_once ? kOneRound : kTwoRounds);
+  if (blocks > 2 * at_once) return false;
+  const int64_t most = blocks > at_once ? 5000 : p.m > 32 ? 7000 : 9000;  // k of an SM's blocks
+  return std::max<int64_t>(blocks, card.sm_count) * p.k <= card.sm_count * most;
 }
 
 // The row of kGemvTiles for few rows of x, or -1: the gemm is faster. Measured on an H100
-// (docs/performance.md), with weights of up to 16 Mi (9 to 16 rows) or 4 Mi. 8 rows at a time pay
-// where few blocks read the same weights twice, 16 where those that a multiprocessor holds are
-// enough for all.
+// (docs/performance.md). 8 rows at a time pay where few blocks read the same weights twice, 16
+// where those that a multiprocessor holds are enough for all, but for the largest weights.
 int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
-  constexpr int64_t kSmallWeight = int64_t{4} << 20, kMediumWeight = int64_t{16} << 20;
+  constexpr int64_t kOneRound = int64_t{36} << 20, kMoreRounds = int64_t{12} << 20;  // of weights
   if (!vectorized) return 3;
   if (p.k % 16 != 0) return p.m <= 32 ? 3 : -1;
   const int64_t tiles = ceil_div(p.n, kGemvBlockN);
   if (p.m <= 8) return many_warps(p, card, tiles) ? 0 : 1;
-  if (p.m > 32) return is_little_work(p, card, tiles) ? 2 : -1;
-  if (p.n * p.k > (p.m <= 16 ? kMediumWeight : kSmallWeight)) return -1;
-  if (p.m <= 16 && tiles <= card.sm_count) return 0;
-  const int64_t most = p.m <= 16 ? 2 * card.sm_count : 3 * card.sm_count / 2;
-  return tiles <= most ? 2 : -1;
+  if (p.m > 16) return is_little_work(p, card, tiles) ? 2 : -1;
+  const bool one_round = tiles <= blocks_at_once(kGemvTiles[2], card);
+  if (p.n * p.k > (one_round ? kOneRound : kMoreRounds)) return -1;
+  return tiles <= card.sm_count ? 0 : 2;
 }
 
 // What a block asks for so that a multiprocessor holds no more than `blocks` of them: where it has
