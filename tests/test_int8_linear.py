@@ -72,6 +72,18 @@ def test_model_shapes(device: str, m: int, n: int, k: int) -> None:
         linear_checked(*problem(m, n, k, dtype, device))
 
 
+@pytest.mark.parametrize("k", [8, 20, 100, 1000])
+@pytest.mark.parametrize("m", [1, 8, 20, 33])
+def test_ragged_rows_that_begin_on_a_boundary(device: str, m: int, k: int) -> None:
+    """What stands between the end of a row and the next one means nothing."""
+    for dtype in dtypes_on(device):
+        x, weight, scale, bias = problem(m, 40, k, dtype, device)
+        wide_x = x.new_full((m, k // 16 * 16 + 32), float("nan"))
+        wide_weight = weight.new_full((40, k // 16 * 16 + 32), 127)
+        wide_x[:, :k], wide_weight[:, :k] = x, weight
+        linear_checked(wide_x[:, :k], wide_weight[:, :k], scale, bias)
+
+
 @pytest.mark.parametrize("m", [40, 300])
 def test_one_channel(device: str, m: int) -> None:
     """The row stride of a weight of one row means nothing: it may be any number."""

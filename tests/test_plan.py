@@ -387,14 +387,12 @@ def test_up_to_sixteen_rows_by_the_rounds_of_blocks() -> None:
 
 
 def test_few_rows_of_a_ragged_k() -> None:
-    """16-byte loads of few rows take whole pieces of 16 values."""
+    """The gemv takes whole pieces of 16 k; rows that begin on a boundary are for the gemm then."""
     card = CARDS["sm_90 H100"]
-    x, weight, scale, *rest = linear_args(4, 4096, 4096)
-    plan = explain("int8_linear", x[:, :4088], weight[:, :4088], scale, *rest, card=card)
-    assert (plan.kernel, plan.details["vectorized"]) == ("gemv", False), plan
-    x, weight, scale, *rest = linear_args(64, 4096, 4096)
-    plan = explain("int8_linear", x[:, :4088], weight[:, :4088], scale, *rest, card=card)
-    assert plan.details["vectorized"], plan
+    for m, kernel in ((1, "gemm"), (32, "gemm"), (64, "gemm_sm90")):
+        x, weight, scale = linear_args(m, 4096, 4096)
+        plan = explain("int8_linear", x[:, :4088], weight[:, :4088], scale, card=card)
+        assert (plan.kernel, plan.details["vectorized"]) == (kernel, True), plan
 
 
 def test_few_rows_are_not_for_hoppers_gemm() -> None:

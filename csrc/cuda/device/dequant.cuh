@@ -14,8 +14,8 @@ __device__ __forceinline__ uint32_t byte_permute(uint32_t a, uint32_t b, uint32_
 
 // dequantize(word, lo, hi): the 4 int8 of `word`, in memory order, as two packed pairs:
 // lo = {byte 0, byte 1}, hi = {byte 2, byte 3}. pair(word): the first of them alone.
-// dequantize_shortly: the same in fewer instructions, some of two source registers. Every int8 is
-// exact in both 16-bit types.
+// dequantize_shortly: the same, for fp16 in fewer instructions, some of two source registers. Every
+// int8 is exact in both 16-bit types.
 template <typename T>
 struct Int8To16;
 

@@ -16,7 +16,7 @@ __device__ __forceinline__ uint4 load_streaming_16(const void* source, uint64_t 
   return v;
 }
 
-// The same into `v` where `exists`; else `v` stays as it is. One instruction, without a branch.
+// The same into `v` where `exists`; else `v` stays as it is. The load itself is predicated.
 __device__ __forceinline__ void load_streaming_16_if(bool exists, uint4& v, const void* source,
                                                      uint64_t policy) {
   asm volatile(

@@ -11,8 +11,9 @@
 // (0..3), and x alike, so nothing is shuffled. Sums come out as C[channel g, g + 8][row 2t, 2t +
 // 1].
 //
-// Ends: loads are predicated, not branched around, so that a unit's stand together and little code
-// runs between a unit's arrival and the next one's request. Past the end of a row x is zero.
+// Ends: 16-byte loads are predicated, not branched around, so that those of a unit stand together
+// and little code runs between a unit's arrival and the next one's request. Past the end of a row x
+// is zero.
 //
 // Ahead: weights that are ready, as those of a model between its kernels, are asked for before the
 // kernel ahead has ended: their way from memory is hidden behind its last part. Of small weights
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
 
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int g = lane / 4, t = lane % 4;
-  // 32 bits are enough for counts: a weight of 2^31 channels fits no card.
+  // Tiles fit 32 bits: a weight of 2^35 channels fits no card.
   using Index = std::conditional_t<kVectorized, int, int64_t>;  // of k: see can_vectorize
   const auto num_k = static_cast<Index>(p.k);
   const int num_tiles = static_cast<int>(ceil_div(p.n, kGemvBlockN));
@@ -88,7 +89,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
   const int64_t first_row = int64_t{blockIdx.x} * kShape.block_m;
   const int num_rows = static_cast<int>(min(p.m - first_row, int64_t{kShape.block_m}));
 
-  // Channels of a tile past the end repeat the last one.
+  // A channel past the end is read as one before it.
   const uint8_t* weight_row = nullptr;  // of channel g of the tile; kVectorized: from byte 16t on
   int second = 0;                       // how many channels further the lane's other one is
   const auto point_at = [&](int tile) {
@@ -98,8 +99,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
     second = n + 8 < p.n ? 8 : 0;
   };
 
-  // [half of the unit][channels g, g + 8]. Past the end of a row whatever was there before: x is
-  // zero there.
+  // [half of the unit][channels g, g + 8]. Past the end of a row something finite: x is zero there.
   uint4 weights[2][2] = {};
   const auto load_weights = [&](Index begin) {
     const Index k = begin + 16 * t;

@@ -47,8 +47,8 @@ bool aligned(const void* pointer, uintptr_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
-// 16-byte copies from both tensors, at offsets that fit 32 bits in units of 16 bytes; rows and
-// channels that fit 31.
+// 16-byte copies from both tensors, at offsets that fit 32 bits in units of 16 bytes; rows,
+// channels and k that fit 31.
 bool can_vectorize(const Int8LinearParams& p) {
   if (std::max({p.m, p.n, p.k}) > INT32_MAX / 2) return false;
   if (!aligned(p.x, 16) || !aligned(p.weight, 16)) return false;
@@ -95,13 +95,14 @@ bool is_little_work(const Int8LinearParams& p, const Card& card, int64_t tiles) 
   return std::max<int64_t>(blocks, card.sm_count) * p.k <= card.sm_count * most;
 }
 
-// The row of kGemvTiles for few rows of x, or -1: the gemm is faster. Measured on an H100
-// (docs/performance.md). 8 rows at a time pay where few blocks read the same weights twice, 16
-// where those that a multiprocessor holds are enough for all, but for the largest weights.
+// The row of kGemvTiles for few rows of x, or -1: the gemm is faster, or the gemv cannot, since it
+// takes whole pieces of 16 k. Measured on an H100 (docs/performance.md). Of 9 to 16 rows it takes
+// middle-sized weights where the card holds a block for each tile, and small ones; 8 rows at a time
+// where few blocks read the same weights twice.
 int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
   constexpr int64_t kOneRound = int64_t{36} << 20, kMoreRounds = int64_t{12} << 20;  // of weights
   if (!vectorized) return 3;
-  if (p.k % 16 != 0) return p.m <= 32 ? 3 : -1;
+  if (p.k % 16 != 0) return -1;
   const int64_t tiles = ceil_div(p.n, kGemvBlockN);
   if (p.m <= 8) return many_warps(p, card, tiles) ? 0 : 1;
   if (p.m > 16) return is_little_work(p, card, tiles) ? 2 : -1;
