@@ -6,17 +6,8 @@
 namespace flashint8::cuda {
 
 // 16 bytes that are read once by the whole grid, such as weights: not kept in L1, first to leave
-// L2, and 256 bytes fetched into L2 at once, since a neighbour reads the rest of them.
-__device__ __forceinline__ uint4 load_streaming_16(const void* source, uint64_t policy) {
-  uint4 v;
-  asm volatile(
-      "ld.global.nc.L1::no_allocate.L2::cache_hint.L2::256B.v4.b32 {%0, %1, %2, %3}, [%4], %5;\n"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(source), "l"(policy));
-  return v;
-}
-
-// The same into `v` where `exists`; else `v` stays as it is. The load itself is predicated.
+// L2, and 256 bytes fetched into L2 at once, since a neighbour reads the rest of them. Into `v`
+// where `exists`; else `v` stays as it is. The load itself is predicated.
 __device__ __forceinline__ void load_streaming_16_if(bool exists, uint4& v, const void* source,
                                                      uint64_t policy) {
   asm volatile(
@@ -25,6 +16,12 @@ __device__ __forceinline__ void load_streaming_16_if(bool exists, uint4& v, cons
       "%5;\n}"
       : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
       : "l"(source), "l"(policy), "r"(static_cast<int>(exists)));
+}
+
+__device__ __forceinline__ uint4 load_streaming_16(const void* source, uint64_t policy) {
+  uint4 v = {};
+  load_streaming_16_if(true, v, source, policy);
+  return v;
 }
 
 // 16 bytes that this multiprocessor reads again, kept in L1, into `v` where they exist.

@@ -96,7 +96,7 @@ constexpr int64_t kFewRows = 32;
 bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectorized) {
   constexpr int64_t kMostBytes = int64_t{1} << 40;  // between rows
   if (!has_hopper_code(card) || !vectorized || p.k < 1 || p.m <= kFewRows) return false;
-  if (p.k > INT32_MAX || p.weight_stride >= kMostBytes) return false;
+  if (p.weight_stride >= kMostBytes) return false;
   if (p.n > 1 && p.weight_stride < p.k) return false;
   const int64_t x_stride = p.x_rows.stride[3];
   return p.x_rows.size[2] == 1 && x_stride >= p.k && 2 * x_stride < kMostBytes;
