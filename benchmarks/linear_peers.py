@@ -56,7 +56,7 @@ def make_weights(n: int, k: int, dtype: torch.dtype, device: torch.device, seed:
     return Weights(quantized, scale, dtype)
 
 
-READY_UP_TO = 32  # rows: with more, only little work is the gemv's, which alone reads them early
+READY_UP_TO = 128  # rows: with more, the weights are little of the time
 # nn.Linear is a peer in each of them: which one is fastest depends on the CPU and on M.
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -182,6 +182,7 @@ sanitize() {
   (
     export OMP_NUM_THREADS=1
     [ "$tool" != memcheck ] || export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    [ "$tool" != initcheck ] || export FLASHINT8_CLEAR_FLAGS=1
     # After an error of the device no later test of that process means anything: the others get them.
     # shellcheck disable=SC2086
     timeout --kill-after=10 "$3" compute-sanitizer "${flags[@]}" ${SANITIZER_FLAGS:-} \

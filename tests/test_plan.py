@@ -342,7 +342,7 @@ def test_hopper_clusters(m: int) -> None:
         if streamed:
             assert details["num_splits"] == 1, what
             assert (tiles - streamed) % clusters == 0, f"{what}: whole rounds before streamed tiles"
-            assert clusters < 2 * streamed < 4 * clusters, what
+            assert streamed == tiles < clusters or clusters < 2 * streamed < 4 * clusters, what
         else:
             assert clusters == tiles if details["num_splits"] > 1 else clusters <= tiles, what
 
@@ -396,10 +396,15 @@ def test_few_rows_of_a_ragged_k() -> None:
 
 
 def test_few_rows_are_not_for_hoppers_gemm() -> None:
+    """Up to 16, and up to 32 of all but large weights."""
     card = CARDS["sm_90 H100"]
-    for m in (1, 8, 16, 32):
-        kernel = explain("int8_linear", *linear_args(m, 11008, 4096), card=card).kernel
-        assert kernel in ("gemv", "gemm")
+    for m, n, k in ((1, 11008, 4096), (8, 11008, 4096), (16, 11008, 4096), (32, 4096, 4096)):
+        kernel = explain("int8_linear", *linear_args(m, n, k), card=card).kernel
+        assert kernel in ("gemv", "gemm"), (m, n, k)
+    for m, n, k in ((17, 11008, 4096), (32, 4096, 11008), (33, 4096, 4096)):
+        plan = explain("int8_linear", *linear_args(m, n, k), card=card)
+        assert plan.kernel == "gemm_sm90", (m, n, k)
+        assert plan.details["block_m"] == (32 if m <= 32 else 64), (m, n, k)
     # 16-byte loads are what the copy engine does
     assert explain("int8_linear", *linear_args(100, 4096, 77), card=card).kernel == "gemv"
 

@@ -1,4 +1,6 @@
-// Flags in global memory by which blocks of one grid wait for each other's results.
+// Flags in global memory by which blocks of one grid wait for each other's results, without anyone
+// having cleared them: a raised flag holds a number that is drawn for the launch and that no memory
+// holds by chance.
 #pragma once
 
 #include <cstdint>
@@ -7,16 +9,17 @@ namespace flashint8::cuda {
 
 // What this thread wrote, and what it has seen the others of its warp write (__syncwarp), is
 // visible to whoever finds the flag raised.
-__device__ __forceinline__ void raise_flag(uint32_t* flag) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;\n" ::"l"(flag), "r"(1) : "memory");
+__device__ __forceinline__ void raise_flag(uint64_t* flag, uint64_t raised) {
+  asm volatile("st.release.gpu.global.u64 [%0], %1;\n" ::"l"(flag), "l"(raised) : "memory");
 }
 
-// Waits until a flag that begins as 0 is raised.
-__device__ __forceinline__ void wait_for_flag(const uint32_t* flag) {
-  uint32_t raised;
+// Waits until the flag is raised, and lowers it: the same launch may come again, in a graph.
+__device__ __forceinline__ void wait_for_flag(uint64_t* flag, uint64_t raised) {
+  uint64_t value;
   do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(raised) : "l"(flag) : "memory");
-  } while (raised == 0);
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];\n" : "=l"(value) : "l"(flag) : "memory");
+  } while (value != raised);
+  *flag = 0;
 }
 
 }  // namespace flashint8::cuda

@@ -2,8 +2,10 @@
 // / 2.
 #pragma once
 
-#define FLASHINT8_NAMES_32                                               \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15" \
+#define FLASHINT8_NAMES_16 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define FLASHINT8_NAMES_32 \
+  FLASHINT8_NAMES_16       \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define FLASHINT8_NAMES_64                                                           \
   FLASHINT8_NAMES_32                                                                 \
@@ -24,6 +26,7 @@
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define FLASHINT8_SUMS_FROM(i) \
   FLASHINT8_SUMS_8(i), FLASHINT8_SUMS_8(i + 8), FLASHINT8_SUMS_8(i + 16), FLASHINT8_SUMS_8(i + 24)
+#define FLASHINT8_SUMS_16 FLASHINT8_SUMS_8(0), FLASHINT8_SUMS_8(8)
 #define FLASHINT8_SUMS_32 FLASHINT8_SUMS_FROM(0)
 #define FLASHINT8_SUMS_64 FLASHINT8_SUMS_32, FLASHINT8_SUMS_FROM(32)
 #define FLASHINT8_SUMS_96 FLASHINT8_SUMS_64, FLASHINT8_SUMS_FROM(64)

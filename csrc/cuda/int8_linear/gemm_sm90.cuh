@@ -55,6 +55,9 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   constexpr int kStepsPerSlot = Ring::kStepsPerSlot;
   constexpr int kFragments = kBlockM / 8;        // of 64 channels x 8 rows, a warpgroup
   constexpr int kProducts = Ring::kBlockK / 16;  // of wgmma, a step
+  // Where the next kernel's blocks may come as soon as there is room: with few rows the time is that
+  // of memory, and a launch's start counts.
+  constexpr bool kEarly = kBlockM <= 128;
 
   extern __shared__ __align__(1024) uint8_t shared[];
   const Ring ring{shared_address(shared)};
@@ -69,7 +72,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     prefetch_map(&map_x);
   }
   const Sm90Piece first = sm90_first_piece(schedule);
-  if (warp == kSm90Warps && lane < Ring::kSlots && kStepsPerSlot * lane < first.num_steps) {
+  if (warp == kSm90Warps && !p.weight_ready && lane < first_slots<kTile>(first)) {
     prefetch_box(&map_w, first.first_step * Ring::kBlockK + lane * kSm90SlotK,
                  sm90_channel(schedule, first.tile));
   }
@@ -87,11 +90,17 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   } else {
     __syncthreads();
   }
+  if (warp == kSm90Warps && lane == 0 && p.weight_ready) {
+    bring_first_weights(ring, schedule, first, map_w);
+  }
+  if constexpr (kEarly) allow_dependent_launch();
   wait_for_prerequisite();
 
   if (warp >= kSm90Warps) {
     give_back_registers<40>();
-    if (warp == kSm90Warps && lane == 0) bring_pieces(ring, schedule, place, map_w, map_x);
+    if (warp == kSm90Warps && lane == 0) {
+      bring_pieces(ring, schedule, place, map_w, map_x, p.weight_ready);
+    }
     __syncwarp();
     if (schedule.cluster_k > 1) cluster_sync();  // meets the others below
   } else {
@@ -161,19 +170,20 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       wgmma_wait<0>();
       release_x(1);
 
-      if (sm90_next_piece(schedule, piece).num_steps == 0) allow_dependent_launch();
+      if (!kEarly && sm90_next_piece(schedule, piece).num_steps == 0) allow_dependent_launch();
       if (schedule.cluster_k == 1 && piece.num_steps < schedule.tile_steps) {
         const Sm90Place here = sm90_place(schedule);
-        const Sm90Sums<kFragments> sums(p.workspace, schedule.cluster_n * here.num_clusters);
-        int worker = here.worker();
+        const Sm90Sums<kFragments> sums(p.workspace, schedule.cluster_n * here.num_clusters,
+                                         schedule.raised);
+        const int worker = here.worker();
         if (piece.first_step > 0) {
           sums.leave(worker * schedule.cluster_n + here.rank, sum);
           continue;
         }
         const int end = (piece.tile + 1) * schedule.tile_steps;
-        while (schedule.first_of_share(++worker) < end) {
-          sums.add(worker * schedule.cluster_n + here.rank, sum);
-        }
+        int sharers = 0;
+        while (schedule.first_of_share(worker + 1 + sharers) < end) ++sharers;
+        sums.add((worker + 1) * schedule.cluster_n + here.rank, schedule.cluster_n, sharers, sum);
       }
       const Sm90Output<T, kBlockM> output(p, ring.staged(), schedule.row_of(piece.tile, kBlockM),
                                           sm90_channel(schedule, piece.tile), group, warp % 4,

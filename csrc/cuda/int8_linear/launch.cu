@@ -17,7 +17,7 @@ static_assert(sizeof(kGemvLaunchers) / sizeof(Launcher) == kNumGemvTiles);
 static_assert(sizeof(kGemmLaunchers) / sizeof(Launcher) == kNumGemmTiles);
 #ifdef FLASHINT8_SM90A
 constexpr Launcher kSm90Launchers[] = {launch_sm90<0>, launch_sm90<1>, launch_sm90<2>,
-                                       launch_sm90<3>};
+                                       launch_sm90<3>, launch_sm90<4>};
 static_assert(sizeof(kSm90Launchers) / sizeof(Launcher) == kNumSm90Tiles);
 #endif
 

@@ -19,9 +19,7 @@ cudaError_t launch_gemm(const Int8LinearParams& params, const LinearPlan& plan,
 cudaError_t launch_split_sum(const Int8LinearParams& params, const LinearPlan& plan,
                              cudaStream_t stream);
 
-// Only where code for sm_90a is built. Flags of streamed tiles are cleared ahead of the gemm.
-cudaError_t clear_sm90_flags(const Int8LinearParams& params, const LinearPlan& plan,
-                             cudaStream_t stream);
+// Only where code for sm_90a is built.
 template <int kTile>
 cudaError_t launch_sm90(const Int8LinearParams& params, const LinearPlan& plan,
                         cudaStream_t stream);

@@ -18,28 +18,25 @@ int64_t clusters_at_once(int size, const Card& card) {
   return std::max(int64_t{1}, int64_t{kMeasured[size]} * card.sm_count / 132);
 }
 
-// In microseconds, fitted to 3,000 measurements on an H100 (docs/performance.md) and meant only to
+// In microseconds, fitted to 5,000 measurements on an H100 (docs/performance.md) and meant only to
 // rank candidates. By tile: the time of 64 k, and its factor where a block reads all rows of x for
-// itself. That is the faster way in the end, where many tiles follow each other.
-constexpr double kStep[kNumSm90Tiles] = {0.283, 0.375, 0.472, 0.567};
-constexpr double kAlone[kNumSm90Tiles] = {1.13, 1.07, 1.30, 1.23};
-constexpr double kAloneLong = 0.95;
-constexpr int64_t kLongRounds = 4;
-constexpr double kFourBlocks = 1.08;  // where four blocks keep step
-constexpr double kTile = 1.20;        // the start and end of a tile,
-constexpr double kTile256 = 2.35;     // and for 256 rows
-constexpr double kSplit = 0.62;       // of a split tile: the meeting of its blocks,
-constexpr double kSplit256 = 2.21;    // their exchange of sums, for 256 rows,
-constexpr double kSplitBlock = 0.19;  // and for each block
+// itself.
+constexpr double kStep[kNumSm90Tiles] = {0.299, 0.313, 0.414, 0.499, 0.580};
+constexpr double kAlone[kNumSm90Tiles] = {0.98, 1.09, 1.08, 1.16, 1.18};
+constexpr double kTile = 1.97;        // the start and end of a tile,
+constexpr double kTile256 = 2.56;     // and for 256 rows
+constexpr double kSplit = 0.73;       // of a split tile: the meeting of its blocks,
+constexpr double kSplit256 = 2.65;    // their exchange of sums, for 256 rows,
+constexpr double kSplitBlock = 0.15;  // and for each block
 constexpr double kBytesPerMicrosecond = 3.0e6;
-constexpr double kRamp = 1.0;
+constexpr double kRamp = 1.30;
 
-constexpr double kStreamedStep = 0.97;  // of a step of streamed tiles, and where several tiles of
-constexpr double kStreamedRows = 1.12;  // rows need the same weights at different times
-constexpr double kWholeStep = 0.83;     // of the whole tiles before them
-constexpr double kFlags = 2.4;          // a launch that clears flags,
-constexpr double kSums256 = 3.5;        // the sums of 256 rows that are left,
-constexpr double kSharers256 = 2.0;     // and those that are added, for each block that shares one
+constexpr double kStreamedStep = 0.98;  // of a step of streamed tiles, and where several tiles of
+constexpr double kStreamedRows = 1.13;  // rows need the same weights at different times
+constexpr double kWholeStep = 0.92;     // of the whole tiles before them
+constexpr double kMeeting = 0.90;       // of blocks that share a tile,
+constexpr double kSums256 = 4.27;       // the sums of 256 rows that are left,
+constexpr double kSharers256 = 2.05;    // and those that are added, for each block that shares one
 
 double time_of_tile(double part_of_256) { return kTile + kTile256 * part_of_256; }
 
@@ -56,19 +53,18 @@ double estimate(const Int8LinearParams& p, int tile, int cluster_n, int cluster_
   const int block_k = kSm90Tiles[tile].block_k;
   const int64_t steps = ceil_div(gemm_k_tiles(p.k, block_k), cluster_k) * block_k / 64;
   double step = kStep[tile];
-  if (cluster_n == 1) step *= rounds < kLongRounds ? kAlone[tile] : kAloneLong;
+  if (cluster_n == 1) step *= kAlone[tile];
   double round = static_cast<double>(steps) * step + time_of_tile(part_of_256);
   if (cluster_k > 1) round += kSplit + kSplit256 * part_of_256 + kSplitBlock * cluster_k;
-  const double time = static_cast<double>(rounds) * round * (cluster_n == 4 ? kFourBlocks : 1.0);
-  return std::max(time, time_of_memory(p));
+  return std::max(static_cast<double>(rounds) * round, time_of_memory(p));
 }
 
-// Tiles to stream, or none: the tiles come out even, or too few are left for so many clusters,
-// which then take a round of whole tiles less.
+// Tiles to stream, or none, where they come out even. With few tiles left for so many clusters these
+// take a round of whole tiles less.
 int64_t streamed_tiles(int64_t cluster_tiles, int64_t clusters) {
   const int64_t left = cluster_tiles % clusters;
-  if (2 * left > clusters) return left;
-  return left > 0 && cluster_tiles > clusters ? left + clusters : 0;
+  const bool few = left > 0 && 2 * left <= clusters && cluster_tiles > clusters;
+  return few ? left + clusters : left;
 }
 
 double estimate_streamed(const Int8LinearParams& p, int tile, int64_t cluster_tiles,
@@ -83,19 +79,23 @@ double estimate_streamed(const Int8LinearParams& p, int tile, int64_t cluster_ti
       std::max(1.0, static_cast<double>(clusters) / static_cast<double>(streamed));
   const double time =
       step * (steps + kWholeStep * whole * tile_steps) + (whole + 1) * time_of_tile(part_of_256);
-  return std::max(time, time_of_memory(p)) + kFlags +
+  return std::max(time, time_of_memory(p)) + kMeeting +
          (kSums256 + kSharers256 * sharers) * part_of_256;
 }
 
-// With so few rows the time is that of reading the weights, and the kernels for few rows are
-// faster. Measured, as the thresholds of plan.cpp.
-constexpr int64_t kFewRows = 32;
+// With few rows, and with some more of smaller weights, the portable kernels are faster: several of
+// their blocks share a multiprocessor, so that one call starts while another ends. Measured, as the
+// thresholds of plan.cpp.
+bool has_few_rows(const Int8LinearParams& p) {
+  constexpr int64_t kFewRows = 16, kSomeRows = 32, kLargeWeights = int64_t{40} << 20;
+  return p.m <= (p.n * p.k < kLargeWeights ? kSomeRows : kFewRows);
+}
 
 }  // namespace
 
 bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectorized) {
   constexpr int64_t kMostBytes = int64_t{1} << 40;  // between rows
-  if (!has_hopper_code(card) || !vectorized || p.k < 1 || p.m <= kFewRows) return false;
+  if (!has_hopper_code(card) || !vectorized || p.k < 1 || has_few_rows(p)) return false;
   if (p.weight_stride >= kMostBytes) return false;
   if (p.n > 1 && p.weight_stride < p.k) return false;
   const int64_t x_stride = p.x_rows.stride[3];

@@ -16,9 +16,11 @@ namespace flashint8::cuda {
 template <int kFragments>
 class Sm90Sums {
  public:
-  __device__ __forceinline__ Sm90Sums(void* workspace, int blocks)
+  // raised: see draw_flag_value.
+  __device__ __forceinline__ Sm90Sums(void* workspace, int blocks, uint64_t raised)
       : sums_(static_cast<float4*>(workspace)),
-        flags_(reinterpret_cast<uint32_t*>(sums_ + int64_t{blocks} * kOfBlock)) {}
+        flags_(reinterpret_cast<uint64_t*>(sums_ + int64_t{blocks} * kOfBlock)),
+        raised_(raised) {}
 
   __device__ __forceinline__ void leave(int block, const float* sum) const {
     float4* mine = sums_ + int64_t{block} * kOfBlock + threadIdx.x;
@@ -28,21 +30,39 @@ class Sm90Sums {
              make_float4(sum[4 * j], sum[4 * j + 1], sum[4 * j + 2], sum[4 * j + 3]));
     }
     __syncwarp();
-    if (threadIdx.x % 32 == 0) raise_flag(flag(block));
+    if (threadIdx.x % 32 == 0) raise_flag(flag(block), raised_);
   }
 
-  __device__ __forceinline__ void add(int block, float* sum) const {
-    wait_for_flag(flag(block));
+  // What blocks first, first + step, ... have left, `count` of them, in this order.
+  __device__ __forceinline__ void add(int first, int step, int count, float* sum) const {
+    constexpr int kFragmentsAtOnce = kFragments % 16 == 0 ? 16 : kFragments < 8 ? kFragments : 8;
+    constexpr int kBlocksAtOnce = kFragments < 16 ? 16 / kFragments : 1;
+    static_assert(kFragments % kFragmentsAtOnce == 0);
+#pragma unroll 1
+    for (int i = threadIdx.x % 32; i < count; i += 32) {
+      wait_for_flag(flag(first + i * step), raised_);
+    }
     __syncwarp();
-    const float4* theirs = sums_ + int64_t{block} * kOfBlock + threadIdx.x;
-    constexpr int kAtOnce = kFragments % 16 == 0 ? 16 : 8;
+#pragma unroll 1
+    for (int i = 0; i < count; i += kBlocksAtOnce) {
 #pragma unroll
-    for (int begin = 0; begin < kFragments; begin += kAtOnce) {
-      float4 v[kAtOnce];
+      for (int begin = 0; begin < kFragments; begin += kFragmentsAtOnce) {
+        float4 v[kBlocksAtOnce][kFragmentsAtOnce] = {};
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) v[j] = __ldcg(theirs + (begin + j) * kThreads);
+        for (int b = 0; b < kBlocksAtOnce; ++b) {
+          if (i + b >= count) break;
+          const float4* theirs = sums_ + int64_t{first + (i + b) * step} * kOfBlock + threadIdx.x;
 #pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) add_fragment(sum + 4 * (begin + j), v[j]);
+          for (int j = 0; j < kFragmentsAtOnce; ++j) {
+            v[b][j] = __ldcg(theirs + (begin + j) * kThreads);
+          }
+        }
+#pragma unroll
+        for (int b = 0; b < kBlocksAtOnce; ++b) {
+#pragma unroll
+          for (int j = 0; j < kFragmentsAtOnce; ++j) add_fragment(sum + 4 * (begin + j), v[b][j]);
+        }
+      }
     }
   }
 
@@ -50,12 +70,13 @@ class Sm90Sums {
   static constexpr int kThreads = 32 * kSm90Warps;
   static constexpr int kOfBlock = kFragments * kThreads;
 
-  __device__ __forceinline__ uint32_t* flag(int block) const {
+  __device__ __forceinline__ uint64_t* flag(int block) const {
     return flags_ + block * kSm90Warps + threadIdx.x / 32;
   }
 
   float4* sums_;
-  uint32_t* flags_;
+  uint64_t* flags_;
+  uint64_t raised_;
 };
 
 }  // namespace flashint8::cuda

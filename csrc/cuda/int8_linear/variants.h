@@ -62,7 +62,7 @@ struct Sm90Tile {
 };
 
 constexpr Sm90Tile kSm90Tiles[] = {
-    {64, 128, 6, 6}, {128, 128, 4, 4}, {192, 64, 5, 3}, {256, 64, 4, 2}};
+    {32, 128, 4, 4}, {64, 128, 4, 4}, {128, 128, 4, 4}, {192, 64, 5, 3}, {256, 64, 4, 2}};
 constexpr int kNumSm90Tiles = sizeof(kSm90Tiles) / sizeof(kSm90Tiles[0]);
 constexpr int kSm90BlockN = 128;
 constexpr int kSm90SlotK = 128;
@@ -84,7 +84,7 @@ FLASHINT8_HOST_DEVICE constexpr int64_t sm90_sum_bytes(const Sm90Tile& tile, int
   return blocks * 4 * tile.block_m * kSm90BlockN;
 }
 FLASHINT8_HOST_DEVICE constexpr int64_t sm90_flag_bytes(int64_t blocks) {
-  return blocks * 4 * kSm90Warps;
+  return blocks * 8 * kSm90Warps;
 }
 
 constexpr int kGemmChunkK = 64;  // the k that a lane quad's 4 x 16 weight bytes cover
