@@ -27,7 +27,7 @@ constexpr double kTile = 1.97;        // the start and end of a tile,
 constexpr double kTile256 = 2.56;     // and for 256 rows
 constexpr double kSplit = 0.73;       // of a split tile: the meeting of its blocks,
 constexpr double kSplit256 = 2.65;    // their exchange of sums, for 256 rows,
-constexpr double kSplitBlock = 0.15;  // and for each block
+constexpr double kSplitBlock = 0.20;  // and for each block
 constexpr double kBytesPerMicrosecond = 3.0e6;
 constexpr double kRamp = 1.30;
 
