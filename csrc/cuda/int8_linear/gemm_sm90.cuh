@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   constexpr int kStepsPerSlot = Ring::kStepsPerSlot;
   constexpr int kFragments = kBlockM / 8;        // of 64 channels x 8 rows, a warpgroup
   constexpr int kProducts = Ring::kBlockK / 16;  // of wgmma, a step
-  // Where the next kernel's blocks may come as soon as there is room: with few rows the time is that
-  // of memory, and a launch's start counts.
+  // Where the next kernel's blocks may come as soon as there is room: with few rows the time is
+  // that of memory, and a launch's start counts.
   constexpr bool kEarly = kBlockM <= 128;
 
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       if (schedule.cluster_k == 1 && piece.num_steps < schedule.tile_steps) {
         const Sm90Place here = sm90_place(schedule);
         const Sm90Sums<kFragments> sums(p.workspace, schedule.cluster_n * here.num_clusters,
-                                         schedule.raised);
+                                        schedule.raised);
         const int worker = here.worker();
         if (piece.first_step > 0) {
           sums.leave(worker * schedule.cluster_n + here.rank, sum);

@@ -33,9 +33,8 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cu
   if (const cudaError_t error = allow_shared_memory<kKernel>(kBytes)) return error;
   const Sm90Schedule schedule = sm90_schedule(p, kShape, plan);
   if (plan.streamed_tiles > 0) {
-    if (const cudaError_t error =
-            clear_flags_if_asked(p.workspace, plan.workspace_bytes,
-                                 sm90_flag_bytes(plan.num_blocks), stream)) {
+    if (const cudaError_t error = clear_flags_if_asked(p.workspace, plan.workspace_bytes,
+                                                       sm90_flag_bytes(plan.num_blocks), stream)) {
       return error;
     }
   }

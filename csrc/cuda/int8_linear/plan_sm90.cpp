@@ -59,8 +59,8 @@ double estimate(const Int8LinearParams& p, int tile, int cluster_n, int cluster_
   return std::max(static_cast<double>(rounds) * round, time_of_memory(p));
 }
 
-// Tiles to stream, or none, where they come out even. With few tiles left for so many clusters these
-// take a round of whole tiles less.
+// Tiles to stream, or none, where they come out even. With few tiles left for so many clusters
+// these take a round of whole tiles less.
 int64_t streamed_tiles(int64_t cluster_tiles, int64_t clusters) {
   const int64_t left = cluster_tiles % clusters;
   const bool few = left > 0 && 2 * left <= clusters && cluster_tiles > clusters;
