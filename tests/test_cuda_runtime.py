@@ -22,6 +22,16 @@ ATTENTION_SHAPES = {  # Tq, Tk
     "few": (5, 700),
 }
 LINEAR_ROWS = (1, 7, 33, 300)
+# M, N, K of tiles that do not come out even on an H100: their k is dealt out over all blocks. One
+# for each tile of Hopper's gemm, of 32 to 256 rows, with up to dozens of blocks a tile.
+STREAMED = [
+    (33, 16, 16_400),
+    (40, 5100, 3088),
+    (70, 5100, 3088),
+    (130, 5100, 4112),
+    (200, 5100, 6000),
+    (250, 17_000, 1024),
+]
 
 
 def attention_case(name: str, device: str, head_dim: int = 64) -> tuple[Tensor, ...]:
@@ -40,9 +50,14 @@ def kvcache_case(device: str) -> tuple[Tensor, ...]:
     return q, k, v, k_cache, v_cache, positions, cos_sin
 
 
-def linear_case(m: int, device: str, n: int = 520) -> tuple[Tensor, ...]:
-    x = randn(m, 1024, dtype=torch.float16, device=device)
-    return x, *quantised(n, 1024, device), randn(n, dtype=torch.float16, device=device)
+def linear_case(m: int, device: str, n: int = 520, k: int = 1024) -> tuple[Tensor, ...]:
+    x = randn(m, k, dtype=torch.float16, device=device)
+    return x, *quantised(n, k, device), randn(n, dtype=torch.float16, device=device)
+
+
+def runs_hopper_code() -> bool:
+    built = flashint8._C.build_info()["cuda_architectures"]
+    return flashint8.Card.of().compute_capability == 90 and "90a" in built
 
 
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[[str], tuple[Tensor, ...]]]] = {
@@ -55,8 +70,13 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[[str], tuple[Tensor, ...]
         f"int8_linear-{m}": (flashint8.int8_linear, lambda d, m=m: linear_case(m, d))
         for m in LINEAR_ROWS
     },
-    # tiles that do not come out even on any card: their k is dealt out over all blocks
-    "int8_linear-streamed": (flashint8.int8_linear, lambda d: linear_case(250, d, 17_000)),
+    **{
+        f"int8_linear-{m}x{n}x{k}": (
+            flashint8.int8_linear,
+            lambda d, m=m, n=n, k=k: linear_case(m, d, n, k),
+        )
+        for m, n, k in STREAMED
+    },
 }
 
 
@@ -215,25 +235,59 @@ def test_decode_memory_is_the_plans_workspace(cuda: str) -> None:
 
 
 def test_linear_memory_is_the_plans_workspace(cuda: str) -> None:
-    for m, n in ((1, 520), (16, 520), (300, 520), (2000, 520), (250, 17_000)):
-        args = linear_case(m, cuda, n)
+    problems = [(m, 520, 1024) for m in (1, 16, 300, 2000)] + STREAMED
+    for m, n, k in problems:
+        args = linear_case(m, cuda, n, k)
         planned = flashint8.explain("int8_linear", *args).details["workspace_bytes"]
         peak = peak_beyond_output(flashint8.int8_linear, *args)
         assert peak <= planned <= 32 * 2**20, f"M {m} N {n}: {peak} bytes, planned {planned}"
 
 
-@pytest.mark.parametrize("m", [1, 8, 16, 32, 250])
-def test_ready_weights(cuda: str, m: int) -> None:
+@pytest.mark.parametrize(("m", "n", "k"), STREAMED)
+def test_flags_are_lowered(cuda: str, m: int, n: int, k: int) -> None:
+    """A flag that stays raised would let a graph's next replay read old sums."""
+    if not runs_hopper_code():
+        pytest.skip("no code with Hopper's own instructions runs here")
+    args = linear_case(m, cuda, n, k)
+    details = flashint8.explain("int8_linear", *args).details
+    assert details["streamed_tiles"] > 0
+    flashint8.int8_linear(*args)
+    torch.cuda.empty_cache()
+    workspace = torch.full((details["workspace_bytes"],), 0x5A, dtype=torch.uint8, device=cuda)
+    where = workspace.data_ptr()
+    del workspace
+    flashint8.int8_linear(*args)
+    workspace = torch.empty(details["workspace_bytes"], dtype=torch.uint8, device=cuda)
+    assert workspace.data_ptr() == where, "the allocator gave other memory: nothing was tested"
+    warps = 8
+    flags = workspace.view(torch.int64)[-details["num_blocks"] * warps :]
+    untouched = int.from_bytes(b"\x5a" * 8, "little")
+    lowered = int((flags == 0).sum())
+    assert lowered > 0
+    assert lowered + int((flags == untouched).sum()) == flags.numel(), "some are still raised"
+
+
+# The gemv's, then, on an H100, Hopper's gemm: tiles of a cluster, streamed ones of 32, 128 and 256
+# rows, and whole ones with less k than its ring holds.
+READY = [*((m, 520, 1024) for m in (1, 8, 16, 32)), (40, 4096, 4096), (17, 11_008, 4096)]
+READY += [(70, 5100, 3088), (250, 17_000, 1024), (40, 9000, 208)]
+
+
+@pytest.mark.parametrize(("m", "n", "k"), READY)
+def test_ready_weights(cuda: str, m: int, n: int, k: int) -> None:
     """The same bits as without the promise, also in a graph and behind a change of the weights that
     another kernel follows."""
-    x, weight, scale, bias = linear_case(m, cuda)
+    x, weight, scale, bias = linear_case(m, cuda, n, k)
+    if runs_hopper_code():
+        kernel = flashint8.explain("int8_linear", x, weight, scale, bias).kernel
+        assert kernel == ("gemv" if n == 520 else "gemm_sm90")
     residual, norm = torch.zeros_like(x), torch.ones_like(x[0])
 
     def run(ready: bool) -> Tensor:
         out = flashint8.add_norm_(residual.zero_(), x, norm)
         for _ in range(3):
             y = flashint8.int8_linear(out, weight, scale, bias, weight_ready=ready)
-            out[:, :520] = y
+            out[:, :n] = y[:, :k]
         return y
 
     want = run(False)

@@ -151,9 +151,11 @@ def meta_linear(m: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 # Problems for Hopper's gemm, of tiles that one block multiplies, that blocks of a cluster share, or
 # whose k is dealt out evenly.
-SM90_KINDS = ["whole", "parts", "streamed"]
+SM90_KINDS = ["whole", "parts", "streamed", "streamed, several blocks a tile"]
 SM90_PROBLEMS = itertools.product(
-    (20, 40, 70, 100, 190, 250, 390, 770), (1000, 2300, 4100, 9000, 17_000), (208, 1104, 3088, 4112)
+    (20, 40, 70, 100, 190, 250, 390, 770),
+    (1000, 2300, 4100, 5100, 9000, 17_000),
+    (208, 1104, 3088, 4112, 6000, 8208),
 )
 SM90_PROBLEMS = sorted(SM90_PROBLEMS, key=math.prod)
 
@@ -245,8 +247,11 @@ def test_gemm_sm90(cuda: str, block_m: int, dtype: torch.dtype, kind: str) -> No
     def wanted(plan: Any) -> bool:
         if plan.kernel != "gemm_sm90" or plan.details["block_m"] != block_m:
             return False
-        parts, streamed = plan.details["num_splits"] > 1, plan.details["streamed_tiles"] > 0
-        return (parts, streamed) == (kind == "parts", kind == "streamed")
+        if plan.details["num_splits"] > 1:
+            return kind == "parts"
+        streamed = plan.details["streamed_tiles"]
+        clusters = plan.details["num_blocks"] // plan.details["cluster"]
+        return kind == SM90_KINDS[0 if streamed == 0 else 3 if 2 * streamed < clusters else 2]
 
     problem = find(
         iter(SM90_PROBLEMS),

@@ -321,7 +321,7 @@ def test_library_knows_no_activation() -> None:
     assert explain("int8_linear", *args, card=BLACKWELL, activation="silu").kernel == "gemm"
 
 
-@pytest.mark.parametrize("m", [33, 64, 100, 128, 200, 256, 700, 1024, 5000])
+@pytest.mark.parametrize("m", [17, 32, 33, 64, 100, 128, 200, 256, 700, 1024, 5000])
 def test_hopper_clusters(m: int) -> None:
     """Clusters fill whole grids, and no part of a split is without k."""
     card = CARDS["sm_90 H100"]
@@ -330,6 +330,10 @@ def test_hopper_clusters(m: int) -> None:
         details, what = plan.details, f"M {m} N {n} K {k}: {plan}"
         if plan.kernel == "gemv":  # little work
             assert m * n * k < 2**28, what
+            continue
+        if plan.kernel == "gemm":
+            assert m <= 32, what
+            assert n * k < 40 * 2**20, what
             continue
         assert plan.kernel == "gemm_sm90", what
         size = details["cluster"] * details["num_splits"]
@@ -345,6 +349,21 @@ def test_hopper_clusters(m: int) -> None:
             assert streamed == tiles < clusters or clusters < 2 * streamed < 4 * clusters, what
         else:
             assert clusters == tiles if details["num_splits"] > 1 else clusters <= tiles, what
+
+
+def test_hopper_plans_of_the_sanitised_problems() -> None:
+    """test_int8_linear.py's test_tiles_of_several_blocks is to reach these."""
+    card, seen = CARDS["sm_90 H100"], []
+    for m, n, k in ((200, 1000, 208), (70, 2300, 1104), (40, 17_000, 144)):
+        plan = explain("int8_linear", *linear_args(m, n, k), card=card)
+        seen.append(
+            (plan.kernel, plan.details["num_splits"] > 1, plan.details["streamed_tiles"] > 0)
+        )
+    assert seen == [
+        ("gemm_sm90", False, False),
+        ("gemm_sm90", True, False),
+        ("gemm_sm90", False, True),
+    ]
 
 
 def test_hopper_streams_tiles_that_do_not_come_out_even() -> None:
@@ -395,8 +414,8 @@ def test_few_rows_of_a_ragged_k() -> None:
         assert (plan.kernel, plan.details["vectorized"]) == (kernel, True), plan
 
 
-def test_few_rows_are_not_for_hoppers_gemm() -> None:
-    """Up to 16, and up to 32 of all but large weights."""
+def test_few_rows_are_hoppers_gemms_with_large_weights_only() -> None:
+    """Up to 16 never, up to 32 with 40 Mi of weights."""
     card = CARDS["sm_90 H100"]
     for m, n, k in ((1, 11008, 4096), (8, 11008, 4096), (16, 11008, 4096), (32, 4096, 4096)):
         kernel = explain("int8_linear", *linear_args(m, n, k), card=card).kernel

@@ -1,6 +1,7 @@
 // Flags in global memory by which blocks of one grid wait for each other's results, without anyone
 // having cleared them: a raised flag holds a number that is drawn for the launch and that no memory
-// holds by chance.
+// holds by chance. Each flag that is raised must be taken once before the grid ends: a graph brings
+// the same launch, with the same number and memory, again.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@ __device__ __forceinline__ void raise_flag(uint64_t* flag, uint64_t raised) {
   asm volatile("st.release.gpu.global.u64 [%0], %1;\n" ::"l"(flag), "l"(raised) : "memory");
 }
 
-// Waits until the flag is raised, and lowers it: the same launch may come again, in a graph.
-__device__ __forceinline__ void wait_for_flag(uint64_t* flag, uint64_t raised) {
+// Waits until the flag is raised, and lowers it.
+__device__ __forceinline__ void take_flag(uint64_t* flag, uint64_t raised) {
   uint64_t value;
   do {
     asm volatile("ld.acquire.gpu.global.u64 %0, [%1];\n" : "=l"(value) : "l"(flag) : "memory");

@@ -55,8 +55,8 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   constexpr int kStepsPerSlot = Ring::kStepsPerSlot;
   constexpr int kFragments = kBlockM / 8;        // of 64 channels x 8 rows, a warpgroup
   constexpr int kProducts = Ring::kBlockK / 16;  // of wgmma, a step
-  // Where the next kernel's blocks may come as soon as there is room: with few rows the time is
-  // that of memory, and a launch's start counts.
+  // Where the next kernel's blocks may come at once, to multiprocessors that have no block of this
+  // one or whose block ends first: with few rows, where a launch's start counts.
   constexpr bool kEarly = kBlockM <= 128;
 
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     prefetch_map(&map_x);
   }
   const Sm90Piece first = sm90_first_piece(schedule);
-  if (warp == kSm90Warps && !p.weight_ready && lane < first_slots<kTile>(first)) {
+  if (warp == kSm90Warps && !p.weight_ready && lane < sm90_first_slots<kTile>(first)) {
     prefetch_box(&map_w, first.first_step * Ring::kBlockK + lane * kSm90SlotK,
                  sm90_channel(schedule, first.tile));
   }
@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   if (warp == kSm90Warps && lane == 0 && p.weight_ready) {
     bring_first_weights(ring, schedule, first, map_w);
   }
+  __syncwarp();
   if constexpr (kEarly) allow_dependent_launch();
   wait_for_prerequisite();
 

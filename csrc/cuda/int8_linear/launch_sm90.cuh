@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "../flag_value.h"
 #include "../function_attributes.cuh"
 #include "../launch_kernel.cuh"
 #include "../tensor_map.h"
@@ -31,8 +32,9 @@ cudaError_t launch_sm90_of(const Int8LinearParams& p, const LinearPlan& plan, cu
   constexpr auto kKernel = &int8_linear_gemm_sm90_kernel<T, kTile>;
   constexpr int kBytes = sm90_shared_bytes(kShape);
   if (const cudaError_t error = allow_shared_memory<kKernel>(kBytes)) return error;
-  const Sm90Schedule schedule = sm90_schedule(p, kShape, plan);
+  Sm90Schedule schedule = sm90_schedule(p, kShape, plan);
   if (plan.streamed_tiles > 0) {
+    schedule.raised = draw_flag_value();
     if (const cudaError_t error = clear_flags_if_asked(p.workspace, plan.workspace_bytes,
                                                        sm90_flag_bytes(plan.num_blocks), stream)) {
       return error;

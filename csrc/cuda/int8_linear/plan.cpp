@@ -1,7 +1,7 @@
 // Which INT8 linear kernel runs: a gemv for few rows of x or little work, by measured thresholds;
-// on Hopper its own gemm (plan_sm90.cpp) from 33 rows on; else the portable gemm, of whose tiles
-// and numbers of blocks those that the card rules out are dropped and an estimate of the time
-// decides. Earlier candidates win ties.
+// else on Hopper its own gemm (plan_sm90.cpp) from 33 rows on, or 17 with large weights; else the
+// portable gemm, of whose tiles and numbers of blocks those that the card rules out are dropped and
+// an estimate of the time decides. Earlier candidates win ties.
 #include "flashint8/plan.h"
 
 #include <algorithm>

@@ -27,7 +27,7 @@ __device__ __forceinline__ uint64_t sm90_weight_policy(const Sm90Schedule& sched
 
 // Slots of weights that the first piece fills before the ring goes round.
 template <int kTile>
-__device__ __forceinline__ int first_slots(const Sm90Piece& first) {
+__device__ __forceinline__ int sm90_first_slots(const Sm90Piece& first) {
   using Ring = Sm90Ring<kTile>;
   return min(Ring::kSlots, (first.num_steps + Ring::kStepsPerSlot - 1) / Ring::kStepsPerSlot);
 }
@@ -38,9 +38,11 @@ __device__ __forceinline__ void bring_first_weights(const Sm90Ring<kTile>& ring,
                                                     const Sm90Schedule& schedule,
                                                     const Sm90Piece& first,
                                                     const CUtensorMap& map_w) {
-  for (int s = 0; s < first_slots<kTile>(first); ++s) {
-    bring_weights(ring, s, map_w, first.first_step * Sm90Ring<kTile>::kBlockK + s * kSm90SlotK,
-                  sm90_channel(schedule, first.tile), sm90_weight_policy(schedule));
+  const uint64_t policy = sm90_weight_policy(schedule);
+  const int channel = sm90_channel(schedule, first.tile), count = sm90_first_slots<kTile>(first);
+  int column = first.first_step * Sm90Ring<kTile>::kBlockK;
+  for (int s = 0; s < count; ++s, column += kSm90SlotK) {
+    bring_weights(ring, s, map_w, column, channel, policy);
   }
 }
 
@@ -61,7 +63,7 @@ __device__ __forceinline__ void bring_pieces(const Sm90Ring<kTile>& ring,
   const uint32_t offset_x = static_cast<uint32_t>(place.rank * shared_rows) * (2 * kSm90BoxK);
   RingPlace<Ring::kStages> stage{0, 1};  // the parity of a phase before the first: they begin empty
   RingPlace<Ring::kSlots> slot{0, 1};
-  int under_way = ready ? first_slots<kTile>(sm90_first_piece(schedule)) : 0;
+  int under_way = ready ? sm90_first_slots<kTile>(sm90_first_piece(schedule)) : 0;
   for (Sm90Piece piece = sm90_first_piece(schedule); piece.num_steps > 0;
        piece = sm90_next_piece(schedule, piece)) {
     const int row = schedule.row_of(piece.tile, Ring::kBlockM) + place.rank * shared_rows;

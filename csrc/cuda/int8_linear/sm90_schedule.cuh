@@ -14,7 +14,6 @@
 #include <bit>
 #include <cstdint>
 
-#include "../flag_value.h"
 #include "flashint8/int8_linear.h"
 #include "flashint8/plan.h"
 #include "variants.h"
@@ -32,7 +31,7 @@ struct Sm90Schedule {
   int tile_steps;       // of block_k, in a tile
   int steps_per_share;  // of a part's steps, or of a cluster's in the streamed tiles: the first
   int longer_shares;    // `longer_shares` have one more
-  uint64_t raised;      // a flag of the workspace, of this launch
+  uint64_t raised;      // what a raised flag of the workspace holds, in this launch
 
   FLASHINT8_HOST_DEVICE int first_of_share(int share) const {
     return share * steps_per_share + (share < longer_shares ? share : longer_shares);
@@ -41,9 +40,10 @@ struct Sm90Schedule {
   FLASHINT8_HOST_DEVICE int row_of(int tile, int block_m) const { return tile % tiles_m * block_m; }
 };
 
+// All but `raised`.
 inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, const Sm90Tile& tile,
                                   const LinearPlan& plan) {
-  Sm90Schedule s;
+  Sm90Schedule s{};
   s.cluster_n = plan.cluster;
   s.log2_cluster_n = std::countr_zero(static_cast<unsigned>(plan.cluster));
   s.cluster_k = plan.num_splits;
@@ -60,7 +60,6 @@ inline Sm90Schedule sm90_schedule(const Int8LinearParams& p, const Sm90Tile& til
   const int steps = s.streamed_tiles > 0 ? s.streamed_tiles * s.tile_steps : s.tile_steps;
   s.steps_per_share = steps / shares;
   s.longer_shares = steps % shares;
-  s.raised = draw_flag_value();
   return s;
 }
 

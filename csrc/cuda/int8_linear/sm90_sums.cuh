@@ -40,7 +40,7 @@ class Sm90Sums {
     static_assert(kFragments % kFragmentsAtOnce == 0);
 #pragma unroll 1
     for (int i = threadIdx.x % 32; i < count; i += 32) {
-      wait_for_flag(flag(first + i * step), raised_);
+      take_flag(flag(first + i * step), raised_);
     }
     __syncwarp();
 #pragma unroll 1

@@ -61,6 +61,8 @@ struct Sm90Tile {
   int slots;
 };
 
+// With few rows deeper rings than these were slower, though there is room: a call's first stage
+// comes later where more are asked for at once (docs/performance.md).
 constexpr Sm90Tile kSm90Tiles[] = {
     {32, 128, 4, 4}, {64, 128, 4, 4}, {128, 128, 4, 4}, {192, 64, 5, 3}, {256, 64, 4, 2}};
 constexpr int kNumSm90Tiles = sizeof(kSm90Tiles) / sizeof(kSm90Tiles[0]);
