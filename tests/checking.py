@@ -22,6 +22,19 @@ def dtypes_on(device: str) -> list[torch.dtype]:
     return [*dtypes, torch.float32] if device == "cpu" else dtypes
 
 
+def runs_hopper_code() -> bool:
+    """Whether code with Hopper's own instructions was built and runs here."""
+    import flashint8
+
+    built = flashint8._C.build_info()["cuda_architectures"]
+    return flashint8.Card.of().compute_capability == 90 and "90a" in built
+
+
+# M, N, K that on an H100 are tiles of a block's own, tiles of a cluster, and tiles dealt out over
+# all blocks: as small as a sanitizer wants them. test_plan.py says so.
+SEVERAL_BLOCKS = [(200, 1000, 208), (70, 2300, 1104), (40, 17_000, 144)]
+
+
 # Set by --reference-on-cpu: a sanitizer of the GPU then sees few kernels but ours.
 reference_on_cpu = False
 

@@ -9,7 +9,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from checking import assert_same_bits, check_attention, int32, make_qkv, quantised, randn
+from checking import (
+    assert_same_bits,
+    check_attention,
+    int32,
+    make_qkv,
+    quantised,
+    randn,
+    runs_hopper_code,
+)
 from torch import Tensor
 
 import flashint8
@@ -54,11 +62,6 @@ def kvcache_case(device: str) -> tuple[Tensor, ...]:
 def linear_case(m: int, device: str, n: int = 520, k: int = 1024) -> tuple[Tensor, ...]:
     x = randn(m, k, dtype=torch.float16, device=device)
     return x, *quantised(n, k, device), randn(n, dtype=torch.float16, device=device)
-
-
-def runs_hopper_code() -> bool:
-    built = flashint8._C.build_info()["cuda_architectures"]
-    return flashint8.Card.of().compute_capability == 90 and "90a" in built
 
 
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[[str], tuple[Tensor, ...]]]] = {

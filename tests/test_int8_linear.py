@@ -9,6 +9,7 @@ import random
 import pytest
 import torch
 from checking import (
+    SEVERAL_BLOCKS,
     assert_close,
     assert_same_bits,
     assert_within,
@@ -47,7 +48,7 @@ def test_every_path(device: str, m: int, n: int, k: int, bias: bool) -> None:
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize(("m", "n", "k"), [(200, 1000, 208), (70, 2300, 1104), (40, 17_000, 144)])
+@pytest.mark.parametrize(("m", "n", "k"), SEVERAL_BLOCKS)
 def test_tiles_of_several_blocks(device: str, m: int, n: int, k: int) -> None:
     """On Hopper: a block's own tiles, tiles of a cluster, and tiles dealt out over all blocks."""
     for dtype in dtypes_on(device):

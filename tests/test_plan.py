@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from checking import SEVERAL_BLOCKS
 
 import flashint8
 from flashint8 import Card, explain
@@ -352,9 +353,8 @@ def test_hopper_clusters(m: int) -> None:
 
 
 def test_hopper_plans_of_the_sanitised_problems() -> None:
-    """test_int8_linear.py's test_tiles_of_several_blocks is to reach these."""
     card, seen = CARDS["sm_90 H100"], []
-    for m, n, k in ((200, 1000, 208), (70, 2300, 1104), (40, 17_000, 144)):
+    for m, n, k in SEVERAL_BLOCKS:
         plan = explain("int8_linear", *linear_args(m, n, k), card=card)
         seen.append(
             (plan.kernel, plan.details["num_splits"] > 1, plan.details["streamed_tiles"] > 0)
