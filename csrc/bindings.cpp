@@ -206,6 +206,7 @@ py::dict int8_linear_plan(int64_t m, int64_t n, int64_t k, const std::string& dt
 
   py::dict fields;
   fields["kernel"] = plan.kernel == LinearKernel::kGemv       ? "gemv"
+                     : plan.kernel == LinearKernel::kGemvSm90 ? "gemv_sm90"
                      : plan.kernel == LinearKernel::kGemm     ? "gemm"
                      : plan.kernel == LinearKernel::kGemmSm90 ? "gemm_sm90"
                                                               : "library";

@@ -172,8 +172,9 @@ def int8_linear(
             arXiv:2002.05202): ``silu(y[..., 0::2]) * y[..., 1::2]``. The rows of its weight are
             gate and up in turn: ``torch.stack([gate, up], 1).flatten(0, 1)``.
         weight_ready: a promise that no kernel still under way in the stream writes weight,
-            weight_scale or bias. On Hopper (`explain` says "gemv" or "gemm_sm90") weights are then
-            read before the kernel ahead has ended, which saves 1% to 8% of a decoding step.
+            weight_scale or bias. On Hopper (`explain` says "gemv", "gemv_sm90" or "gemm_sm90")
+            weights are then read before the kernel ahead has ended, which saves 1% to 8% of a
+            decoding step.
 
     Returns:
         (..., N), with "silu_mul" (..., N / 2), in x's dtype, contiguous; sums in float32, rounded

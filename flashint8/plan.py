@@ -57,9 +57,9 @@ class Plan:
     Attributes:
         op: "attention", "attention_with_kvcache" or "int8_linear".
         device: "cpu" or "cuda".
-        kernel: on CUDA "prefill", "prefill_sm90", "decode", "gemv", "gemm", "gemm_sm90" (sm90: with
-            Hopper's own instructions) or "library" (torch's own 16-bit product on weights converted
-            part by part); on the CPU its instruction set.
+        kernel: on CUDA "prefill", "prefill_sm90", "decode", "gemv", "gemv_sm90", "gemm",
+            "gemm_sm90" (sm90: built for Hopper alone) or "library" (torch's own 16-bit product on
+            weights converted part by part); on the CPU its instruction set.
         details: tile sizes, splits, shared memory, workspace; the problem's sizes; on CUDA the
             built code the card would run ("code", None where there is none).
     """

@@ -30,9 +30,11 @@ def runs_hopper_code() -> bool:
     return flashint8.Card.of().compute_capability == 90 and "90a" in built
 
 
-# M, N, K that on an H100 are tiles of a block's own, tiles of a cluster, and tiles dealt out over
-# all blocks: as small as a sanitizer wants them. test_plan.py says so.
-SEVERAL_BLOCKS = [(200, 1000, 208), (70, 2300, 1104), (40, 17_000, 144)]
+# M, N, K that on an H100 are for the gemv built for it, of 16 and of 32 rows, then for its gemm:
+# tiles of a block's own, tiles of a cluster, and tiles dealt out over all blocks. As small as a
+# sanitizer wants them; test_linear_plan.py says that they are.
+HOPPER_PROBLEMS = [(12, 2590, 208), (20, 2590, 208)]
+HOPPER_PROBLEMS += [(200, 1000, 208), (70, 2300, 1104), (40, 17_000, 144)]
 
 
 # Set by --reference-on-cpu: a sanitizer of the GPU then sees few kernels but ours.

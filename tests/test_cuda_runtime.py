@@ -34,11 +34,10 @@ LINEAR_ROWS = (1, 7, 33, 300)
 # for each tile of Hopper's gemm, of 32 to 256 rows, with up to dozens of blocks a tile that end at
 # the same time: a flag still raised from a graph's last replay would show.
 STREAMED = [
-    (33, 16, 16_400),
+    (70, 16, 16_400),
     (40, 5100, 3088),
-    (70, 5100, 3088),
+    (70, 5100, 4112),
     (130, 5100, 4112),
-    (200, 5100, 6000),
     (250, 17_000, 1024),
 ]
 
@@ -247,20 +246,30 @@ def test_linear_memory_is_the_plans_workspace(cuda: str) -> None:
         assert peak <= planned <= 32 * 2**20, f"M {m} N {n}: {peak} bytes, planned {planned}"
 
 
-# The gemv's, then, on an H100, Hopper's gemm: tiles of a cluster, streamed ones of 32, 128 and 256
+# By the kernel on an H100. Of Hopper's gemm: tiles of a cluster, streamed ones of 32, 128 and 256
 # rows, and whole ones with less k than its ring holds.
-READY = [*((m, 520, 1024) for m in (1, 8, 16, 32)), (40, 4096, 4096), (17, 11_008, 4096)]
-READY += [(70, 5100, 3088), (250, 17_000, 1024), (40, 9000, 208)]
+READY = {
+    "gemv": [(m, 520, 1024) for m in (1, 8, 16, 32)],
+    "gemv_sm90": [(12, 8190, 3088), (20, 4090, 4112), (32, 6130, 208)],
+    "gemm_sm90": [
+        (40, 4096, 4096),
+        (17, 11_008, 4096),
+        (70, 5100, 3088),
+        (250, 17_000, 1024),
+        (40, 9000, 208),
+    ],
+}
 
 
-@pytest.mark.parametrize(("m", "n", "k"), READY)
-def test_ready_weights(cuda: str, m: int, n: int, k: int) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "m", "n", "k"), [(kernel, *problem) for kernel in READY for problem in READY[kernel]]
+)
+def test_ready_weights(cuda: str, kernel: str, m: int, n: int, k: int) -> None:
     """The same bits as without the promise, also in a graph and behind a change of the weights that
     another kernel follows."""
     x, weight, scale, bias = linear_case(m, cuda, n, k)
     if runs_hopper_code():
-        kernel = flashint8.explain("int8_linear", x, weight, scale, bias).kernel
-        assert kernel == ("gemv" if n == 520 else "gemm_sm90")
+        assert flashint8.explain("int8_linear", x, weight, scale, bias).kernel == kernel
     residual, norm = torch.zeros_like(x), torch.ones_like(x[0])
 
     def run(ready: bool) -> Tensor:

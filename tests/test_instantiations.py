@@ -41,6 +41,7 @@ DECODE = [(64, True), (128, True), (128, False), (256, True), (256, False)]
 # (block_m, num_warps) of the gemv kernels with 16-byte loads; (block_m, block_n) of the gemm
 GEMV = [(8, 16), (8, 8), (16, 8)]
 GEMM = [(16, 64), (32, 128), (64, 64), (64, 128), (128, 128)]
+GEMV_SM90 = [(16, 32), (32, 32), (32, 48)]  # (block_m, block_n) of the gemv built for Hopper
 GEMM_SM90 = [32, 64, 128, 192, 256]  # block_m of Hopper's gemm
 
 
@@ -163,7 +164,7 @@ SM90_KINDS = ["whole", "parts", "streamed", "streamed, several blocks a tile"]
 SM90_PROBLEMS = itertools.product(
     (20, 40, 70, 100, 190, 250, 390, 770),
     (1000, 2300, 4100, 5100, 9000, 17_000),
-    (208, 1104, 3088, 4112, 6000, 8208),
+    (208, 1104, 3088, 4112, 6000, 8208, 16_400),
 )
 SM90_PROBLEMS = sorted(SM90_PROBLEMS, key=math.prod)
 
@@ -225,6 +226,27 @@ def test_gemv_unaligned(cuda: str, dtype: torch.dtype) -> None:
         plan = flashint8.explain("int8_linear", x, weight, scale)
         assert (plan.kernel, plan.details["vectorized"]) == ("gemv", False)
         linear_checked(x, weight, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("block_m", "block_n"), GEMV_SM90)
+def test_gemv_sm90(cuda: str, block_m: int, block_n: int, dtype: torch.dtype) -> None:
+    """All its rows and the fewest; k of less than a unit a warp, and of several."""
+    if not runs_hopper_code():
+        pytest.skip("no code built for Hopper runs here")
+    card = flashint8.Card.of()
+
+    def wanted(plan: Any) -> bool:
+        block = (plan.details["block_m"], plan.details["block_n"])
+        return plan.kernel == "gemv_sm90" and block == (block_m, block_n)
+
+    for m, k in itertools.product((block_m - 7, block_m), (208, 3088, 4112)):
+        problem = find(
+            ((m, n, k) for n in (2590, 4090, 6130, 8190)),
+            lambda p: flashint8.explain("int8_linear", *meta_linear(*p), card=card),
+            wanted,
+        )
+        run_linear(*problem, dtype, cuda)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -7,18 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from checking import SEVERAL_BLOCKS
+from cards import CARDS, assert_fits, linear_args
 
 import flashint8
 from flashint8 import Card, explain
 
-CARDS = {
-    "sm_80 A100": Card(compute_capability=80, sm_count=108, shared_memory_per_block=166912),
-    "sm_86 3060 Laptop": Card(compute_capability=86, sm_count=30, shared_memory_per_block=101376),
-    "sm_89 4060 Laptop": Card(compute_capability=89, sm_count=24, shared_memory_per_block=101376),
-    "sm_90 H100": Card(compute_capability=90, sm_count=132, shared_memory_per_block=232448),
-    "sm_120 5070 Laptop": Card(compute_capability=120, sm_count=36, shared_memory_per_block=101376),
-}
 HEAD_DIMS = (8, 16, 32, 40, 64, 72, 80, 96, 104, 128, 136, 160, 192, 256)
 WORKSPACE_LIMIT = 8 * 2**20  # bytes, of decode
 SHAPES = [  # B, Hq, Hkv, Tq, Tk
@@ -46,23 +39,6 @@ def qkv(shape: tuple[int, ...], head_dim: int, dtype: torch.dtype = torch.float1
     q = torch.empty(b, hq, tq, head_dim, dtype=dtype, device="meta")
     k = torch.empty(b, hkv, tk, head_dim, dtype=dtype, device="meta")
     return q, k, k
-
-
-def linear_args(m: int, n: int, k: int, dtype: torch.dtype = torch.float16) -> tuple:
-    x = torch.empty(m, k, dtype=dtype, device="meta")
-    weight = torch.empty(n, k, dtype=torch.int8, device="meta")
-    return x, weight, torch.empty(n, device="meta")
-
-
-def assert_fits(details: dict[str, Any], card: Card, what: str, *, converts: bool = False) -> None:
-    """converts: weights are converted in the workspace."""
-    assert 0 <= details["shared_bytes"] <= card.shared_memory_per_block, f"{what}: {details}"
-    assert 1 <= details["num_warps"] <= 32, what
-    assert details["workspace_bytes"] >= 0, what
-    for name in ("num_splits", "num_blocks", "block_m", "block_n", "stages"):
-        assert details[name] >= 1, f"{what}: {name} {details[name]}"
-    if details["num_splits"] == 1 and not details.get("streamed_tiles") and not converts:
-        assert details["workspace_bytes"] == 0, f"{what}: one split needs no workspace"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -136,38 +112,6 @@ def test_long_prompts_take_hoppers_own_kernel(card: Card) -> None:
         ((1, 16, 16, 16384, 16384), 160),
     ):
         assert explain("attention", *qkv(shape, head_dim), card=card).kernel == "prefill"
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("m", [1, 2, 5, 8, 16, 17, 64, 300, 4096, 70_000])
-def test_linear_fits_every_card(card: Card, m: int, dtype: torch.dtype) -> None:
-    for n, k in ((1, 1), (768, 768), (11008, 4096), (4096, 11008), (33, 77), (128_256, 4096)):
-        plan = explain("int8_linear", *linear_args(m, n, k, dtype), card=card)
-        what = f"{card} M {m} N {n} K {k}"
-        assert (plan.op, plan.device) == ("int8_linear", "cuda"), what
-        assert_fits(plan.details, card, what, converts=plan.kernel == "library")
-        assert plan.details["workspace_bytes"] <= 32 * 2**20, what
-
-
-def test_few_rows_and_many_rows_differ(card: Card) -> None:
-    few = explain("int8_linear", *linear_args(1, 4096, 4096), card=card)
-    many = explain("int8_linear", *linear_args(512, 4096, 4096), card=card)
-    assert "gemv" in few.kernel
-    assert many.kernel == ("gemm_sm90" if card.compute_capability == 90 else "gemm")
-
-
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "silu_mul"])
-def test_activations_run_in_our_kernels(card: Card, activation: str) -> None:
-    """torch's product cannot apply one; with few rows nothing changes."""
-    few, many = linear_args(1, 4096, 4096), linear_args(2048, 4096, 4096)
-    plan = explain("int8_linear", *many, activation=activation, card=card)
-    gemm = "gemm_sm90" if card.compute_capability == 90 else "gemm"
-    assert (plan.kernel, plan.details["activation"]) == (gemm, activation)
-    plain = explain("int8_linear", *few, card=card)
-    plan = explain("int8_linear", *few, activation=activation, card=card)
-    assert plan.details == {**plain.details, "activation": activation}
-    with pytest.raises(ValueError, match="activation must be gelu"):
-        explain("int8_linear", *few, activation="relu", card=card)
 
 
 def test_plans_are_pure(card: Card) -> None:
@@ -279,12 +223,6 @@ def like(tensor: torch.Tensor) -> dict[str, Any]:
     return {"dtype": tensor.dtype, "device": tensor.device}
 
 
-def test_ready_weights_change_no_plan(card: Card) -> None:
-    args = linear_args(1, 4096, 4096)
-    plain, ready = (explain("int8_linear", *args, card=card, weight_ready=w) for w in (False, True))
-    assert plain == ready
-
-
 def test_bad_questions(card: Card) -> None:
     q, k, v = qkv((1, 4, 2, 5, 5), 64)
     with pytest.raises(ValueError, match="softmax"):
@@ -295,137 +233,6 @@ def test_bad_questions(card: Card) -> None:
         explain("attention", q, k, v, card=card, causal=5)
     with pytest.raises(ValueError, match="card"):
         explain("attention", q, k, v)  # meta tensors name no device
-
-
-BLACKWELL = Card(compute_capability=100, sm_count=148, shared_memory_per_block=232448)
-
-
-@pytest.mark.parametrize(
-    ("card", "plain"),
-    [(CARDS["sm_90 H100"], "gemm_sm90"), (BLACKWELL, "library")],
-    ids=["sm_90", "sm_100"],
-)
-def test_rows_that_are_no_plain_matrix_are_read_where_they_lie(card: Card, plain: str) -> None:
-    """Expanded, transposed or overlapping rows go to the portable product."""
-    x, weight, scale = linear_args(1024, 4096, 512)
-    overlapping = x.as_strided((1024, 512), (8, 1))
-    for rows in (x.view(2, 512, 512).transpose(0, 1), x[:1].expand(1024, 512), overlapping):
-        assert explain("int8_linear", rows, weight, scale, card=card).kernel == "gemm"
-    padded = torch.empty(2, 512, 520, dtype=x.dtype, device="meta")[..., :512]
-    for rows in (x, x.view(2, 512, 512), padded):
-        assert explain("int8_linear", rows, weight, scale, card=card).kernel == plain
-
-
-def test_library_knows_no_activation() -> None:
-    args = linear_args(1024, 4096, 512)
-    assert explain("int8_linear", *args, card=BLACKWELL).kernel == "library"
-    assert explain("int8_linear", *args, card=BLACKWELL, activation="silu").kernel == "gemm"
-
-
-@pytest.mark.parametrize("m", [17, 32, 33, 64, 100, 128, 200, 256, 700, 1024, 5000])
-def test_hopper_clusters(m: int) -> None:
-    """Clusters fill whole grids, and no part of a split is without k."""
-    card = CARDS["sm_90 H100"]
-    for n, k in ((8, 16), (128, 64), (768, 768), (4096, 208), (4096, 4096), (11008, 4096)):
-        plan = explain("int8_linear", *linear_args(m, n, k), card=card)
-        details, what = plan.details, f"M {m} N {n} K {k}: {plan}"
-        if plan.kernel == "gemv":  # little work
-            assert m * n * k < 2**28, what
-            continue
-        if plan.kernel == "gemm":
-            assert m <= 32, what
-            assert n * k < 40 * 2**20, what
-            continue
-        assert plan.kernel == "gemm_sm90", what
-        size = details["cluster"] * details["num_splits"]
-        assert size <= 8, what
-        assert details["num_blocks"] % size == 0, what
-        assert details["num_splits"] <= -(-k // details["block_k"]), what
-        columns = details["block_n"] * details["cluster"]
-        tiles = -(-m // details["block_m"]) * -(-n // columns)
-        clusters, streamed = details["num_blocks"] // size, details["streamed_tiles"]
-        if streamed:
-            assert details["num_splits"] == 1, what
-            assert (tiles - streamed) % clusters == 0, f"{what}: whole rounds before streamed tiles"
-            assert streamed == tiles < clusters or clusters < 2 * streamed < 4 * clusters, what
-        else:
-            assert clusters == tiles if details["num_splits"] > 1 else clusters <= tiles, what
-
-
-def test_hopper_plans_of_the_sanitised_problems() -> None:
-    card, seen = CARDS["sm_90 H100"], []
-    for m, n, k in SEVERAL_BLOCKS:
-        plan = explain("int8_linear", *linear_args(m, n, k), card=card)
-        seen.append(
-            (plan.kernel, plan.details["num_splits"] > 1, plan.details["streamed_tiles"] > 0)
-        )
-    assert seen == [
-        ("gemm_sm90", False, False),
-        ("gemm_sm90", True, False),
-        ("gemm_sm90", False, True),
-    ]
-
-
-def test_hopper_streams_tiles_that_do_not_come_out_even() -> None:
-    """86 tiles of 128 channels on 132 multiprocessors, and 32 or 128, which clusters share well."""
-    card = CARDS["sm_90 H100"]
-    for m in (128, 256, 1024):
-        details = explain("int8_linear", *linear_args(m, 11008, 4096), card=card).details
-        assert details["streamed_tiles"] > 0
-        assert details["workspace_bytes"] >= details["num_blocks"] * 4 * 128 * details["block_m"]
-        details = explain("int8_linear", *linear_args(m, 4096, 4096), card=card).details
-        assert (details["streamed_tiles"], details["workspace_bytes"]) == (0, 0)
-
-
-def test_little_work_is_for_the_gemv() -> None:
-    """Blocks of 16 rows x 16 channels that the card takes in one round or two."""
-    card = CARDS["sm_90 H100"]
-    for m, n, k in ((33, 768, 768), (128, 768, 768), (64, 2304, 768), (64, 768, 3072)):
-        plan = explain("int8_linear", *linear_args(m, n, k), card=card)
-        assert (plan.kernel, plan.details["block_m"]) == ("gemv", 16), plan
-        assert plan.details["num_blocks"] <= 3 * card.sm_count, plan
-    # Little, but too long for few blocks: the last two.
-    for m, n, k in (
-        (512, 768, 768),
-        (128, 2304, 768),
-        (128, 768, 3072),
-        (64, 2048, 2048),
-        (64, 64, 14336),
-        (33, 16, 200_000),
-    ):
-        assert explain("int8_linear", *linear_args(m, n, k), card=card).kernel == "gemm_sm90"
-
-
-def test_up_to_sixteen_rows_by_the_rounds_of_blocks() -> None:
-    """A gemv where its blocks run at once, but for the largest weights; else for small ones."""
-    card = CARDS["sm_90 H100"]
-    for n, k in ((5120, 3072), (6144, 4096), (3072, 8192), (5120, 5120), (8192, 1024)):
-        assert explain("int8_linear", *linear_args(16, n, k), card=card).kernel == "gemv", (n, k)
-    for n, k in ((8192, 4096), (4096, 11008), (12288, 4096)):
-        assert explain("int8_linear", *linear_args(16, n, k), card=card).kernel == "gemm", (n, k)
-
-
-def test_few_rows_of_a_ragged_k() -> None:
-    """The gemv takes whole pieces of 16 k; rows that begin on a boundary are for the gemm then."""
-    card = CARDS["sm_90 H100"]
-    for m, kernel in ((1, "gemm"), (32, "gemm"), (64, "gemm_sm90")):
-        x, weight, scale = linear_args(m, 4096, 4096)
-        plan = explain("int8_linear", x[:, :4088], weight[:, :4088], scale, card=card)
-        assert (plan.kernel, plan.details["vectorized"]) == (kernel, True), plan
-
-
-def test_few_rows_are_hoppers_gemms_with_large_weights_only() -> None:
-    """Up to 16 never, up to 32 with 40 Mi of weights."""
-    card = CARDS["sm_90 H100"]
-    for m, n, k in ((1, 11008, 4096), (8, 11008, 4096), (16, 11008, 4096), (32, 4096, 4096)):
-        kernel = explain("int8_linear", *linear_args(m, n, k), card=card).kernel
-        assert kernel in ("gemv", "gemm"), (m, n, k)
-    for m, n, k in ((17, 11008, 4096), (32, 4096, 11008), (33, 4096, 4096)):
-        plan = explain("int8_linear", *linear_args(m, n, k), card=card)
-        assert plan.kernel == "gemm_sm90", (m, n, k)
-        assert plan.details["block_m"] == (32 if m <= 32 else 64), (m, n, k)
-    # 16-byte loads are what the copy engine does
-    assert explain("int8_linear", *linear_args(100, 4096, 77), card=card).kernel == "gemv"
 
 
 def test_a_card_that_nothing_fits() -> None:

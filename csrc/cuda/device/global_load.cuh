@@ -5,6 +5,10 @@
 
 namespace flashint8::cuda {
 
+__device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
 // 16 bytes that are read once by the whole grid, such as weights: not kept in L1, first to leave
 // L2, and 256 bytes fetched into L2 at once, since a neighbour reads the rest of them. Into `v`
 // where `exists`; else `v` stays as it is. The load itself is predicated.

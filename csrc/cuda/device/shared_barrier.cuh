@@ -27,15 +27,18 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
 }
 
-// Arrives at the same barrier of block `rank` of the cluster, one's own included. It says that this
-// thread has read what it had to; nothing that it wrote is published (that would cost a fence of
-// the whole GPU's memory).
-__device__ __forceinline__ void barrier_arrive_in(uint32_t barrier, uint32_t rank) {
+// Arrives, if it is to, at the same barrier of block `rank` of the cluster, one's own included. It
+// says that this thread has read what it had to; nothing that it wrote is published (that would
+// cost a fence of the whole GPU's memory). Predicated: around a branch the warp would diverge and
+// meet.
+__device__ __forceinline__ void barrier_arrive_in_if(bool arrives, uint32_t barrier,
+                                                     uint32_t rank) {
   asm volatile(
-      "{\n.reg .b32 there;\n"
+      "{\n.reg .b32 there;\n.reg .pred arrives;\n"
+      "setp.ne.b32 arrives, %2, 0;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
-      "r"(rank)
+      "@arrives mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "r"(rank), "r"(static_cast<int>(arrives))
       : "memory");
 }
 

@@ -72,6 +72,11 @@ __device__ __forceinline__ uint64_t wgmma_matrix(uint32_t address) {
   return wgmma_descriptor(address, 1);
 }
 
+// The same matrix from `bytes`, a multiple of 16, further on. The low word changes alone.
+__device__ __forceinline__ uint64_t wgmma_advance(uint64_t matrix, uint32_t bytes) {
+  return matrix & ~uint64_t{0xffffffff} | static_cast<uint32_t>(matrix) + bytes / 16;
+}
+
 // `accumulate` false: D is overwritten.
 template <typename T, int kN>
 struct Wgmma;

@@ -12,7 +12,9 @@
 // eight different 16 bytes modulo 128.
 //
 // Time: while the products of one step run, the weights of the next are read and converted into
-// other registers. Few rows leave registers for steps of 128 k, whose meetings cost half as much.
+// other registers, a chunk after each chunk of products: a warp is held while it hands products to
+// the tensor cores, and both take about as long. Few rows leave registers for steps of 128 k, whose
+// meetings cost half as much.
 // Beside the tensor cores' reads of x (64 bytes a clock) shared memory takes x (32 at most), the
 // weights (8 to 16) and these reads (8 to 16).
 //
@@ -55,6 +57,7 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   constexpr int kStepsPerSlot = Ring::kStepsPerSlot;
   constexpr int kFragments = kBlockM / 8;        // of 64 channels x 8 rows, a warpgroup
   constexpr int kProducts = Ring::kBlockK / 16;  // of wgmma, a step
+  constexpr int kChunk = kBlockM < 128 ? 256 / kBlockM : 2, kChunks = kProducts / kChunk;
   // Where the next kernel's blocks may come at once, to multiprocessors that have no block of this
   // one or whose block ends first: with few rows, where a launch's start counts.
   constexpr bool kEarly = kBlockM <= 128;
@@ -112,20 +115,39 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     const uint32_t read_w = ring.weights(0) + (warp_channel + g) * kSm90SlotK + 16 * g + 2 * t;
     RingPlace<kStages> stage;
     RingPlace<Ring::kSlots> slot;
-    uint32_t weights[2][kProducts][4];
+    uint32_t weights[2][kProducts][4];  // of this step and the next,
+    uint32_t bytes[2][kChunk][4];       // and of two chunks as they are read
     float sum[4 * kFragments];
-    // A step's weights, of the first or second half of a slot.
-    const auto read_weights = [&](int half, uint32_t (&a)[kProducts][4]) {
-      if (half == 0) barrier_wait(ring.full_weights(slot.index), slot.parity);
-      const uint32_t address = read_w + slot.index * Ring::kBytesW;
+    // A chunk of a step's weights; the step's products are `first` and up of its slot's.
+    const auto read_weights = [&](int slot_index, int first, int chunk) {
+      const uint32_t address = read_w + slot_index * Ring::kBytesW;
 #pragma unroll
-      for (int s = 0; s < kProducts; ++s) {
+      for (int s = 0; s < kChunk; ++s) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          a[s][i] = Int8To16<T>::pair(load_shared_2((address ^ 16 * (s + half * kProducts)) +
-                                                    i % 2 * (8 * kSm90SlotK) + i / 2 * 8));
+          bytes[chunk % 2][s][i] = load_shared_2((address ^ 16 * (first + chunk * kChunk + s)) +
+                                                 i % 2 * (8 * kSm90SlotK) + i / 2 * 8);
         }
       }
+    };
+    const auto convert_weights = [&](int chunk, uint32_t (&a)[kProducts][4]) {
+#pragma unroll
+      for (int s = 0; s < kChunk; ++s) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          a[chunk * kChunk + s][i] = Int8To16<T>::pair(bytes[chunk % 2][s][i]);
+        }
+      }
+    };
+    // Hands a chunk of products to the tensor cores. x: of a step, wgmma_matrix.
+    const auto multiply = [&](int chunk, uint64_t x, uint32_t (&a)[kProducts][4], bool accumulate) {
+      wgmma_fence();
+#pragma unroll
+      for (int s = chunk * kChunk; s < (chunk + 1) * kChunk; ++s) {
+        Wgmma<T, kBlockM>::multiply(
+            sum, a[s], wgmma_advance(x, s / 4 * Ring::kBoxBytes + s % 4 * 32), accumulate || s > 0);
+      }
+      wgmma_commit();
     };
     // The slot is not read any more. A barrier does not wait for loads that are still under way:
     // what they bring must have been used.
@@ -133,43 +155,82 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
       if (lane == 0) barrier_arrive(ring.empty_weights(slot.index));
       slot.advance();
     };
-    // The stage `back` before the next one is not read any more.
-    const auto release_x = [&](int back) {
-      const int done = stage.index - back + (stage.index < back ? kStages : 0);
-      if (lane < schedule.cluster_n) {
-        barrier_arrive_in(ring.empty(done), part * schedule.cluster_n + lane);
-      }
+    // The stage before this one is not read any more.
+    const auto release_last_x = [&]() {
+      const int last = stage.index == 0 ? kStages - 1 : stage.index - 1;
+      const int rank = min(lane, schedule.cluster_n - 1);
+      barrier_arrive_in_if(lane < schedule.cluster_n, ring.empty(last),
+                           part * schedule.cluster_n + rank);
+    };
+    // This stage's x, once it is there. All lanes have the same index; that the compiler knows it
+    // saves two moves of every product's descriptor between one product and the next.
+    const auto wait_for_x = [&]() {
+      const uint64_t x = wgmma_matrix(ring.x(__shfl_sync(~0u, stage.index, 0)));
+      barrier_wait(ring.full(stage.index), stage.parity);
+      return x;
     };
     for (Sm90Piece piece = sm90_first_piece(schedule); piece.num_steps > 0;
          piece = sm90_next_piece(schedule, piece)) {
-      // One stage: multiplies `now`, of this half of a slot, with it, and meanwhile makes the next
-      // stage's weights ready.
+      // A step but the last: multiplies `now`, of this half of a slot, and meanwhile makes the next
+      // step's weights ready.
       const auto step = [&](int i, int half, uint32_t (&now)[kProducts][4],
                             uint32_t (&next)[kProducts][4]) {
-        const uint64_t x = wgmma_matrix(ring.x(stage.index));
-        barrier_wait(ring.full(stage.index), stage.parity);
-        wgmma_fence();
+        const bool leaves_slot = half == kStepsPerSlot - 1;
+        const int first = leaves_slot ? 0 : kProducts;  // of the next step's products, in its slot
+        RingPlace<Ring::kSlots> next_slot = slot;
+        if (leaves_slot) next_slot.advance();
+        const uint64_t x = wait_for_x();
 #pragma unroll
-        for (int s = 0; s < kProducts; ++s) {
-          Wgmma<T, kBlockM>::multiply(sum, now[s], x + (s / 4 * (Ring::kBoxBytes / 16) + s % 4 * 2),
-                                      i > 0 || s > 0);
+        for (int c = 0; c < kChunks; ++c) {
+          multiply(c, x, now, i > 0);
+          if (c > 0) {
+            convert_weights(c - 1, next);
+            if (c + 1 < kChunks) read_weights(next_slot.index, first, c + 1);
+            continue;
+          }
+          wgmma_wait<1>();  // the last step's products are done, and `next` is not read any more
+          if (i > 0) release_last_x();
+          if (leaves_slot) {
+            release_weights();
+            barrier_wait(ring.full_weights(next_slot.index), next_slot.parity);
+          }
+          read_weights(next_slot.index, first, 0);
+          if (kChunks > 1) read_weights(next_slot.index, first, 1);
         }
-        wgmma_commit();
+        convert_weights(kChunks - 1, next);
         stage.advance();
-        wgmma_wait<1>();  // `next` is not read any more
-        if (i > 0) release_x(2);
-        if (i + 1 == piece.num_steps || half == kStepsPerSlot - 1) release_weights();
-        if (i + 1 < piece.num_steps) read_weights((half + 1) % kStepsPerSlot, next);
       };
-      read_weights(0, weights[0]);
-      for (int i = 0; i < piece.num_steps; i += 2) {
+      const auto last_step = [&](int i, uint32_t (&now)[kProducts][4]) {
+        const uint64_t x = wait_for_x();
+        release_weights();
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) multiply(c, x, now, i > 0);
+        wgmma_wait<kChunks>();
+        if (i > 0) release_last_x();
+        stage.advance();
+      };
+      barrier_wait(ring.full_weights(slot.index), slot.parity);
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+        read_weights(slot.index, 0, c);
+        convert_weights(c, weights[0]);
+      }
+      for (int i = 0;; i += 2) {
+        if (i + 1 == piece.num_steps) {
+          last_step(i, weights[0]);
+          break;
+        }
         step(i, 0, weights[0], weights[1]);
-        if (i + 1 < piece.num_steps) step(i + 1, kStepsPerSlot - 1, weights[1], weights[0]);
+        if (i + 2 == piece.num_steps) {
+          last_step(i + 1, weights[1]);
+          break;
+        }
+        step(i + 1, kStepsPerSlot - 1, weights[1], weights[0]);
       }
       const int64_t channel = sm90_channel(schedule, piece.tile) + warp_channel + read_lane() / 4;
       const ChannelPair channels = load_channels<T>(p, channel);
       wgmma_wait<0>();
-      release_x(1);
+      release_last_x();
 
       if (!kEarly && sm90_next_piece(schedule, piece).num_steps == 0) allow_dependent_launch();
       if (schedule.cluster_k == 1 && piece.num_steps < schedule.tile_steps) {

@@ -49,10 +49,6 @@ namespace flashint8::cuda {
 // time from the kernel ahead. Measured in whole models.
 constexpr int64_t kPrefetchUpTo = int64_t{12} << 20;
 
-__device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
-  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
-}
-
 // Bytes [offset, offset + 16) of a row of `size` bytes at any address, zeros past its end.
 __device__ __forceinline__ uint4 load_of_row(const uint8_t* row, int64_t size, int64_t offset) {
   const int valid = static_cast<int>(min(max(size - offset, int64_t{0}), int64_t{16}));

@@ -16,6 +16,9 @@ constexpr Launcher kGemmLaunchers[] = {launch_gemm<0>, launch_gemm<1>, launch_ge
 static_assert(sizeof(kGemvLaunchers) / sizeof(Launcher) == kNumGemvTiles);
 static_assert(sizeof(kGemmLaunchers) / sizeof(Launcher) == kNumGemmTiles);
 #ifdef FLASHINT8_SM90A
+constexpr Launcher kGemvSm90Launchers[] = {launch_gemv_sm90<0>, launch_gemv_sm90<1>,
+                                           launch_gemv_sm90<2>};
+static_assert(sizeof(kGemvSm90Launchers) / sizeof(Launcher) == kNumGemvSm90Tiles);
 constexpr Launcher kSm90Launchers[] = {launch_sm90<0>, launch_sm90<1>, launch_sm90<2>,
                                        launch_sm90<3>, launch_sm90<4>};
 static_assert(sizeof(kSm90Launchers) / sizeof(Launcher) == kNumSm90Tiles);
@@ -38,6 +41,15 @@ cudaError_t launch_int8_linear(const Int8LinearParams& params, const LinearPlan&
     return cudaErrorInvalidConfiguration;
   }
 #ifdef FLASHINT8_SM90A
+  if (plan.kernel == LinearKernel::kGemvSm90) {
+    for (int i = 0; i < kNumGemvSm90Tiles; ++i) {
+      const GemvSm90Tile& tile = kGemvSm90Tiles[i];
+      if (tile.block_m == plan.block_m && tile.block_n == plan.block_n) {
+        return kGemvSm90Launchers[i](params, plan, stream);
+      }
+    }
+    return cudaErrorInvalidConfiguration;
+  }
   if (plan.kernel == LinearKernel::kGemmSm90) {
     for (int i = 0; i < kNumSm90Tiles; ++i) {
       if (kSm90Tiles[i].block_m == plan.block_m) return kSm90Launchers[i](params, plan, stream);

@@ -19,7 +19,10 @@ cudaError_t launch_gemm(const Int8LinearParams& params, const LinearPlan& plan,
 cudaError_t launch_split_sum(const Int8LinearParams& params, const LinearPlan& plan,
                              cudaStream_t stream);
 
-// Only where code for sm_90a is built.
+// These two only where code for sm_90a is built.
+template <int kTile>
+cudaError_t launch_gemv_sm90(const Int8LinearParams& params, const LinearPlan& plan,
+                             cudaStream_t stream);
 template <int kTile>
 cudaError_t launch_sm90(const Int8LinearParams& params, const LinearPlan& plan,
                         cudaStream_t stream);

@@ -272,7 +272,9 @@ LinearPlan library_plan(const Int8LinearParams& p) {
 LinearPlan plan_int8_linear(const Int8LinearParams& params, const Card& card) {
   const bool vectorized = can_vectorize(params);
   LinearPlan plan;
-  if (const int gemv = gemv_tile(params, card, vectorized); gemv >= 0) {
+  if (const int own = gemv_sm90_tile(params, card, vectorized); own >= 0) {
+    plan = gemv_sm90_plan(params, own);
+  } else if (const int gemv = gemv_tile(params, card, vectorized); gemv >= 0) {
     plan = gemv_plan(params, card, kGemvTiles[gemv]);
   } else if (sm90_can_multiply(params, card, vectorized)) {
     plan = sm90_plan(params, card);

@@ -1,4 +1,5 @@
-// Which tile and which clusters the Hopper gemm takes: those with the least estimated time.
+// Whether and with which tile the gemv built for Hopper runs, by measured thresholds; which tile
+// and which clusters the Hopper gemm takes: those with the least estimated time.
 #include "plan_sm90.h"
 
 #include <algorithm>
@@ -18,25 +19,25 @@ int64_t clusters_at_once(int size, const Card& card) {
   return std::max(int64_t{1}, int64_t{kMeasured[size]} * card.sm_count / 132);
 }
 
-// In microseconds, fitted to 5,000 measurements on an H100 (docs/performance.md) and meant only to
+// In microseconds, fitted to 5,100 measurements on an H100 (docs/performance.md) and meant only to
 // rank candidates. By tile: the time of 64 k, and its factor where a block reads all rows of x for
 // itself.
-constexpr double kStep[kNumSm90Tiles] = {0.299, 0.313, 0.414, 0.499, 0.580};
-constexpr double kAlone[kNumSm90Tiles] = {0.98, 1.09, 1.08, 1.16, 1.18};
-constexpr double kTile = 1.97;        // the start and end of a tile,
-constexpr double kTile256 = 2.56;     // and for 256 rows
-constexpr double kSplit = 0.73;       // of a split tile: the meeting of its blocks,
-constexpr double kSplit256 = 2.65;    // their exchange of sums, for 256 rows,
-constexpr double kSplitBlock = 0.20;  // and for each block
-constexpr double kBytesPerMicrosecond = 3.0e6;
-constexpr double kRamp = 1.30;
+constexpr double kStep[kNumSm90Tiles] = {0.263, 0.305, 0.351, 0.447, 0.598};
+constexpr double kAlone[kNumSm90Tiles] = {0.93, 1.01, 1.37, 1.34, 1.18};
+constexpr double kTile = 1.84;        // the start and end of a tile,
+constexpr double kTile256 = 2.21;     // and for 256 rows
+constexpr double kSplit = 0.74;       // of a split tile: the meeting of its blocks,
+constexpr double kSplit256 = 2.99;    // their exchange of sums, for 256 rows,
+constexpr double kSplitBlock = 0.18;  // and for each block
+constexpr double kBytesPerMicrosecond = 3.4e6;
+constexpr double kRamp = 1.23;
 
-constexpr double kStreamedStep = 0.98;  // of a step of streamed tiles, and where several tiles of
-constexpr double kStreamedRows = 1.13;  // rows need the same weights at different times
-constexpr double kWholeStep = 0.92;     // of the whole tiles before them
-constexpr double kMeeting = 0.90;       // of blocks that share a tile,
-constexpr double kSums256 = 4.27;       // the sums of 256 rows that are left,
-constexpr double kSharers256 = 2.05;    // and those that are added, for each block that shares one
+constexpr double kStreamedStep = 1.05;  // of a step of streamed tiles, and where several tiles of
+constexpr double kStreamedRows = 1.11;  // rows need the same weights at different times
+constexpr double kWholeStep = 0.97;     // of the whole tiles before them
+constexpr double kMeeting = 0.63;       // of blocks that share a tile,
+constexpr double kSums256 = 4.39;       // the sums of 256 rows that are left,
+constexpr double kSharers256 = 1.92;    // and those that are added, for each block that shares one
 
 double time_of_tile(double part_of_256) { return kTile + kTile256 * part_of_256; }
 
@@ -91,7 +92,52 @@ bool has_few_rows(const Int8LinearParams& p) {
   return p.m <= (p.n * p.k < kLargeWeights ? kSomeRows : kFewRows);
 }
 
+// Whether so many blocks give most multiprocessors one.
+bool is_most_of_a_round(int64_t blocks, const Card& card) {
+  return 5 * blocks >= 3 * card.sm_count && blocks <= card.sm_count;
+}
+
+// Up to 16 rows of gemv_sm90, of which a multiprocessor holds two blocks: most have two; or one,
+// where the gemv takes no such large weights, or its blocks would leave no room for the next
+// call's.
+bool suits_sixteen_rows(int64_t blocks, int64_t weights, const Card& card) {
+  constexpr int64_t kLarge = int64_t{36} << 20;
+  if (5 * blocks > 8 * card.sm_count && blocks <= 2 * card.sm_count) return true;
+  return is_most_of_a_round(blocks, card) && (weights > kLarge || 4 * blocks <= 3 * card.sm_count);
+}
+
+bool is_matrix(const Int8LinearParams& p) { return p.x_rows.size[2] == 1; }
+
 }  // namespace
+
+int gemv_sm90_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
+  constexpr int64_t kMostBytes = int64_t{1} << 26;  // between rows of weights
+  if (!has_hopper_code(card) || !vectorized || p.m <= 8 || p.k < 1 || p.k % 16 != 0) return -1;
+  if (!is_matrix(p) || p.weight_stride >= kMostBytes) return -1;
+  if (p.m <= kGemvSm90Tiles[0].block_m) {
+    const int64_t blocks = ceil_div(p.n, kGemvSm90Tiles[0].block_n);
+    return suits_sixteen_rows(blocks, p.n * p.k, card) ? 0 : -1;
+  }
+  for (int i = 1; i < kNumGemvSm90Tiles; ++i) {
+    const int64_t blocks = ceil_div(p.n, kGemvSm90Tiles[i].block_n);
+    if (p.m <= kGemvSm90Tiles[i].block_m && is_most_of_a_round(blocks, card)) return i;
+  }
+  return -1;
+}
+
+LinearPlan gemv_sm90_plan(const Int8LinearParams& p, int tile) {
+  const GemvSm90Tile& shape = kGemvSm90Tiles[tile];
+  LinearPlan plan;
+  plan.kernel = LinearKernel::kGemvSm90;
+  plan.block_m = shape.block_m;
+  plan.block_n = shape.block_n;
+  plan.block_k = kGemvUnit * kGemvSm90Warps;
+  plan.num_warps = kGemvSm90Warps;
+  plan.stages = kGemvSm90Stages;
+  plan.num_blocks = ceil_div(p.n, shape.block_n);
+  plan.shared_bytes = gemv_sm90_shared_bytes(shape);
+  return plan;
+}
 
 bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectorized) {
   constexpr int64_t kMostBytes = int64_t{1} << 40;  // between rows
@@ -99,7 +145,7 @@ bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectori
   if (p.weight_stride >= kMostBytes) return false;
   if (p.n > 1 && p.weight_stride < p.k) return false;
   const int64_t x_stride = p.x_rows.stride[3];
-  return p.x_rows.size[2] == 1 && x_stride >= p.k && 2 * x_stride < kMostBytes;
+  return is_matrix(p) && x_stride >= p.k && 2 * x_stride < kMostBytes;
 }
 
 LinearPlan sm90_plan(const Int8LinearParams& p, const Card& card) {

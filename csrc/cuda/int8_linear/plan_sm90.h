@@ -1,4 +1,4 @@
-// The Hopper gemm's part of the plan.
+// The part of the plan that the kernels built for Hopper have.
 #pragma once
 
 #include <cstdint>
@@ -9,11 +9,16 @@ namespace flashint8 {
 
 constexpr int64_t kMaxWorkspace = int64_t{32} << 20;  // in bytes, of any linear kernel
 
-// Whether it can multiply this: a plain matrix x, and rows that the copy engine reads.
-// `vectorized`: 16-byte loads from both.
+// The row of kGemvSm90Tiles for this, or -1: others are faster, or it cannot. `vectorized`: 16-byte
+// loads from x and weight.
+int gemv_sm90_tile(const Int8LinearParams& params, const Card& card, bool vectorized);
+
+LinearPlan gemv_sm90_plan(const Int8LinearParams& params, int tile);
+
+// Whether the gemm can multiply this: a plain matrix x, and rows that the copy engine reads.
 bool sm90_can_multiply(const Int8LinearParams& params, const Card& card, bool vectorized);
 
-// Its tile, clusters and grid for that problem.
+// The gemm's tile, clusters and grid for that problem.
 LinearPlan sm90_plan(const Int8LinearParams& params, const Card& card);
 
 }  // namespace flashint8

@@ -17,6 +17,9 @@ set(FLASHINT8_INT8_LINEAR_CUDA_SOURCES
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemm_m128_n128.cu")
 # For sm_90a alone.
 set(FLASHINT8_INT8_LINEAR_SM90_SOURCES
+    "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_sm90_m16_n32.cu"
+    "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_sm90_m32_n32.cu"
+    "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_gemv_sm90_m32_n48.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_sm90_m32.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_sm90_m64.cu"
     "${CMAKE_CURRENT_LIST_DIR}/../instantiations/int8_linear_sm90_m128.cu"

@@ -47,6 +47,23 @@ FLASHINT8_HOST_DEVICE constexpr int gemv_sum_bytes(const GemvTile& tile) {
   return 2 * tile.num_warps * tile.block_m * kGemvPitch * 4;
 }
 
+// Of Hopper's gemv, whose blocks have all of 9 to 32 rows.
+struct GemvSm90Tile {
+  int block_m;
+  int block_n;
+  int min_blocks;  // blocks a multiprocessor is to hold: bounds the registers
+};
+
+constexpr GemvSm90Tile kGemvSm90Tiles[] = {{16, 32, 2}, {32, 32, 1}, {32, 48, 1}};
+constexpr int kNumGemvSm90Tiles = sizeof(kGemvSm90Tiles) / sizeof(kGemvSm90Tiles[0]);
+constexpr int kGemvSm90Warps = 8;
+constexpr int kGemvSm90Stages = 4;   // of x, for each warp
+constexpr int kGemvSm90StageK = 64;  // half a unit
+
+FLASHINT8_HOST_DEVICE constexpr int gemv_sm90_shared_bytes(const GemvSm90Tile& tile) {
+  return kGemvSm90Warps * kGemvSm90Stages * tile.block_m * 2 * kGemvSm90StageK;
+}
+
 constexpr GemmTile kGemmTiles[] = {
     {16, 64, 1, 4, 4, 3, 3},  {32, 128, 1, 8, 2, 4, 2},  {64, 64, 2, 4, 2, 4, 2},
     {64, 128, 1, 4, 1, 4, 2}, {128, 128, 2, 2, 1, 4, 2},

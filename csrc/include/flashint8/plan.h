@@ -38,10 +38,17 @@ struct AttentionPlan {
 // Reads the numbers of `params` (sizes, strides, pointer alignment, features), never the data.
 AttentionPlan plan_attention(const AttentionParams& params, const Card& card);
 
-// kGemmSm90: Hopper's own matrix instructions. kLibrary: weights are converted block_n channels at
-// a time into a workspace, and torch's own 16-bit product multiplies them: on data-centre cards
-// whose own instructions we do not use, where x has many rows and there is no activation.
-enum class LinearKernel : int32_t { kGemv = 0, kGemm = 1, kLibrary = 2, kGemmSm90 = 3 };
+// kGemvSm90: built for Hopper. kGemmSm90: Hopper's own matrix instructions. kLibrary: weights are
+// converted block_n channels at a time into a workspace, and torch's own 16-bit product multiplies
+// them: on data-centre cards whose own instructions we do not use, where x has many rows and there
+// is no activation.
+enum class LinearKernel : int32_t {
+  kGemv = 0,
+  kGemm = 1,
+  kLibrary = 2,
+  kGemmSm90 = 3,
+  kGemvSm90 = 4,
+};
 
 struct LinearPlan {
   LinearKernel kernel = LinearKernel::kGemv;
