@@ -28,7 +28,10 @@ def draw(rng: random.Random, device: str) -> dict:
     k, work = rng.choice((near_edge(rng, 2500), 16 * rng.randint(1, 300))), MOST_WORK[device]
     if rng.random() < 0.25:  # many rows: large tiles, and where a library's product takes over
         m, k, work = rng.randint(100, 5000), 16 * rng.randint(1, 60), MOST_WORK_OF_MANY_ROWS[device]
-    n = max(1, min(near_edge(rng, 2500), work // (m * k)))
+    n = near_edge(rng, 2500)
+    if rng.random() < 0.15:  # some rows, and a block of channels for most multiprocessors
+        m, n, k = rng.randint(9, 32), rng.randint(2500, 8500), 16 * rng.randint(1, 90)
+    n = max(1, min(n, work // (m * k)))
     activation = rng.choice((None, None, *ACTIVATIONS))
     if activation == "silu_mul":
         n += n % 2

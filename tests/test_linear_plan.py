@@ -72,6 +72,25 @@ def test_rows_that_are_no_plain_matrix_are_read_where_they_lie(card: Card, plain
         assert explain("int8_linear", rows, weight, scale, card=card).kernel == plain
 
 
+def test_some_rows_that_are_no_plain_matrix() -> None:
+    """The gemv built for Hopper takes none but plain ones either."""
+    card = CARDS["sm_90 H100"]
+    x, weight, scale = linear_args(32, 4096, 2048)
+    for rows in (x[:1].expand(32, 2048), x.as_strided((32, 2048), (8, 1))):
+        assert explain("int8_linear", rows, weight, scale, card=card).kernel == "gemm"
+    padded = torch.empty(2, 16, 2056, dtype=x.dtype, device="meta")[..., :2048]
+    for rows in (x, x.view(2, 16, 2048), padded):
+        assert explain("int8_linear", rows, weight, scale, card=card).kernel == "gemv_sm90"
+
+
+def test_some_rows_need_shared_memory() -> None:
+    small = Card(compute_capability=90, sm_count=132, shared_memory_per_block=101376)
+    for m, n in ((12, 8192), (12, 2590), (32, 4096), (32, 6144)):
+        plan = explain("int8_linear", *linear_args(m, n, 4096), card=small)
+        assert (plan.kernel == "gemv_sm90") == (m == 12), plan
+        assert_fits(plan.details, small, str(plan))
+
+
 def test_library_knows_no_activation() -> None:
     args = linear_args(1024, 4096, 512)
     assert explain("int8_linear", *args, card=BLACKWELL).kernel == "library"
@@ -116,15 +135,18 @@ def test_hopper_plans_of_the_sanitised_problems() -> None:
     card, seen = CARDS["sm_90 H100"], []
     for m, n, k in HOPPER_PROBLEMS:
         plan = explain("int8_linear", *linear_args(m, n, k), card=card)
-        seen.append(
-            (plan.kernel, plan.details["num_splits"] > 1, plan.details["streamed_tiles"] > 0)
+        details = plan.details
+        kinds = (
+            ("several parts", details["num_splits"] > 1),
+            ("streamed", details["streamed_tiles"]),
         )
+        seen.append((plan.kernel, details["block_m"], *(name for name, is_so in kinds if is_so)))
     assert seen == [
-        ("gemv_sm90", False, False),
-        ("gemv_sm90", False, False),
-        ("gemm_sm90", False, False),
-        ("gemm_sm90", True, False),
-        ("gemm_sm90", False, True),
+        ("gemv_sm90", 16),
+        ("gemv_sm90", 32),
+        ("gemm_sm90", 256),
+        ("gemm_sm90", 128, "several parts"),
+        ("gemm_sm90", 32, "streamed"),
     ]
 
 

@@ -67,7 +67,7 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address, uint32_t 
 
 // Describes B as the copy engine leaves it with 128-byte swizzle: rows of 64 16-bit values, 128
 // bytes each, eight of them in a 1024-byte group; `address` is 1024-byte aligned. 16 further values
-// of k are 32 bytes on: 2 more in the descriptor.
+// of k are 32 bytes on.
 __device__ __forceinline__ uint64_t wgmma_matrix(uint32_t address) {
   return wgmma_descriptor(address, 1);
 }

@@ -13,10 +13,11 @@
 // waits for no other. A row's half unit is 128 bytes, whose 16-byte pieces are exchanged (piece ^
 // (row & 7)), so that what eight lanes read together lies in different banks.
 //
-// Weights come straight into registers; a half unit's are asked for as soon as those of the unit
-// before have been used. Ready ones are asked for before the kernel ahead has ended. Of others the
-// first two units are brought into L2 then, but for 16 rows: blocks of which two share a
-// multiprocessor come so early that they would take memory's time from the kernel ahead.
+// Weights come straight into registers; a half unit's are asked for as soon as those of the same
+// half of the unit before have been used. Ready ones are asked for before the kernel ahead has
+// ended. Of others the first two units are brought into L2 then, but for 16 rows: blocks of which
+// two share a multiprocessor come so early that they would take memory's time from the kernel
+// ahead.
 //
 // Sums of the warps meet in shared memory and are added in warp order: same bits on every run.
 #pragma once
@@ -135,9 +136,11 @@ __global__ void __launch_bounds__(32 * kGemvSm90Warps, kGemvSm90Tiles[kTile].min
     cp_async_commit();
   };
 
-  if (threadIdx.x == 0) {
-    prefetch_l2_line(p.weight_scale + first);
-    if (p.bias != nullptr) prefetch_l2_line(static_cast<const T*>(p.bias) + first);
+  // What comes last of all would otherwise come from memory then.
+  constexpr int kScalesOfLine = 32;
+  if (threadIdx.x % kScalesOfLine == 0 && static_cast<int>(threadIdx.x) < channels) {
+    prefetch_l2_line(p.weight_scale + first + threadIdx.x);
+    if (p.bias != nullptr) prefetch_l2_line(static_cast<const T*>(p.bias) + first + threadIdx.x);
   }
   if (p.weight_ready) {
     load_weights(0, weights[0]);

@@ -1,7 +1,8 @@
-// Which INT8 linear kernel runs: a gemv for few rows of x or little work, by measured thresholds;
-// else on Hopper its own gemm (plan_sm90.cpp) from 33 rows on, or 17 with large weights; else the
-// portable gemm, of whose tiles and numbers of blocks those that the card rules out are dropped and
-// an estimate of the time decides. Earlier candidates win ties.
+// Which INT8 linear kernel runs. On Hopper first the gemv built for it, for 9 to 32 rows of x and
+// as many channels as fill the chip; then a gemv for few rows or little work, by measured
+// thresholds; else on Hopper its own gemm (both: plan_sm90.cpp) from 33 rows on, or 17 with large
+// weights; else the portable gemm, of whose tiles and numbers of blocks those that the card rules
+// out are dropped and an estimate of the time decides. Earlier candidates win ties.
 #include "flashint8/plan.h"
 
 #include <algorithm>
@@ -100,14 +101,14 @@ bool is_little_work(const Int8LinearParams& p, const Card& card, int64_t tiles) 
 // middle-sized weights where the card holds a block for each tile, and small ones; 8 rows at a time
 // where few blocks read the same weights twice.
 int gemv_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {
-  constexpr int64_t kOneRound = int64_t{36} << 20, kMoreRounds = int64_t{12} << 20;  // of weights
+  constexpr int64_t kMoreRounds = int64_t{12} << 20;  // of weights
   if (!vectorized) return 3;
   if (p.k % 16 != 0) return -1;
   const int64_t tiles = ceil_div(p.n, kGemvBlockN);
   if (p.m <= 8) return many_warps(p, card, tiles) ? 0 : 1;
   if (p.m > 16) return is_little_work(p, card, tiles) ? 2 : -1;
   const bool one_round = tiles <= blocks_at_once(kGemvTiles[2], card);
-  if (p.n * p.k > (one_round ? kOneRound : kMoreRounds)) return -1;
+  if (p.n * p.k > (one_round ? kMostGemvWeights : kMoreRounds)) return -1;
   return tiles <= card.sm_count ? 0 : 2;
 }
 

@@ -84,9 +84,9 @@ double estimate_streamed(const Int8LinearParams& p, int tile, int64_t cluster_ti
          (kSums256 + kSharers256 * sharers) * part_of_256;
 }
 
-// With few rows, and with some more of smaller weights, the portable kernels are faster: several of
-// their blocks share a multiprocessor, so that one call starts while another ends. Measured, as the
-// thresholds of plan.cpp.
+// With few rows, and with some more of smaller weights, the portable gemm is faster than Hopper's:
+// several of its blocks share a multiprocessor, so that one call starts while another ends.
+// Measured, as the thresholds of plan.cpp.
 bool has_few_rows(const Int8LinearParams& p) {
   constexpr int64_t kFewRows = 16, kSomeRows = 32, kLargeWeights = int64_t{40} << 20;
   return p.m <= (p.n * p.k < kLargeWeights ? kSomeRows : kFewRows);
@@ -98,15 +98,18 @@ bool is_most_of_a_round(int64_t blocks, const Card& card) {
 }
 
 // Up to 16 rows of gemv_sm90, of which a multiprocessor holds two blocks: most have two; or one,
-// where the gemv takes no such large weights, or its blocks would leave no room for the next
-// call's.
+// where the gemv takes no such large weights, or where so few have one that the next call's find
+// room beside them.
 bool suits_sixteen_rows(int64_t blocks, int64_t weights, const Card& card) {
-  constexpr int64_t kLarge = int64_t{36} << 20;
   if (5 * blocks > 8 * card.sm_count && blocks <= 2 * card.sm_count) return true;
-  return is_most_of_a_round(blocks, card) && (weights > kLarge || 4 * blocks <= 3 * card.sm_count);
+  const bool large = weights > kMostGemvWeights;
+  return is_most_of_a_round(blocks, card) && (large || 4 * blocks <= 3 * card.sm_count);
 }
 
-bool is_matrix(const Int8LinearParams& p) { return p.x_rows.size[2] == 1; }
+// Rows that all begin one stride behind another, and do not overlap.
+bool is_matrix(const Int8LinearParams& p) {
+  return p.x_rows.size[2] == 1 && p.x_rows.stride[3] >= p.k;
+}
 
 }  // namespace
 
@@ -116,11 +119,14 @@ int gemv_sm90_tile(const Int8LinearParams& p, const Card& card, bool vectorized)
   if (!is_matrix(p) || p.weight_stride >= kMostBytes) return -1;
   if (p.m <= kGemvSm90Tiles[0].block_m) {
     const int64_t blocks = ceil_div(p.n, kGemvSm90Tiles[0].block_n);
-    return suits_sixteen_rows(blocks, p.n * p.k, card) ? 0 : -1;
+    const bool fits = gemv_sm90_shared_bytes(kGemvSm90Tiles[0]) <= card.shared_memory_per_block;
+    return fits && suits_sixteen_rows(blocks, p.n * p.k, card) ? 0 : -1;
   }
   for (int i = 1; i < kNumGemvSm90Tiles; ++i) {
-    const int64_t blocks = ceil_div(p.n, kGemvSm90Tiles[i].block_n);
-    if (p.m <= kGemvSm90Tiles[i].block_m && is_most_of_a_round(blocks, card)) return i;
+    const GemvSm90Tile& tile = kGemvSm90Tiles[i];
+    const int64_t blocks = ceil_div(p.n, tile.block_n);
+    if (p.m > tile.block_m || gemv_sm90_shared_bytes(tile) > card.shared_memory_per_block) continue;
+    if (is_most_of_a_round(blocks, card)) return i;
   }
   return -1;
 }
@@ -144,8 +150,7 @@ bool sm90_can_multiply(const Int8LinearParams& p, const Card& card, bool vectori
   if (!has_hopper_code(card) || !vectorized || p.k < 1 || has_few_rows(p)) return false;
   if (p.weight_stride >= kMostBytes) return false;
   if (p.n > 1 && p.weight_stride < p.k) return false;
-  const int64_t x_stride = p.x_rows.stride[3];
-  return is_matrix(p) && x_stride >= p.k && 2 * x_stride < kMostBytes;
+  return is_matrix(p) && 2 * p.x_rows.stride[3] < kMostBytes;
 }
 
 LinearPlan sm90_plan(const Int8LinearParams& p, const Card& card) {

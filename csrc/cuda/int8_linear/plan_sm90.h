@@ -7,7 +7,8 @@
 
 namespace flashint8 {
 
-constexpr int64_t kMaxWorkspace = int64_t{32} << 20;  // in bytes, of any linear kernel
+constexpr int64_t kMaxWorkspace = int64_t{32} << 20;     // in bytes, of any linear kernel
+constexpr int64_t kMostGemvWeights = int64_t{36} << 20;  // that a gemv of 9 to 16 rows reads
 
 // The row of kGemvSm90Tiles for this, or -1: others are faster, or it cannot. `vectorized`: 16-byte
 // loads from x and weight.
