@@ -117,16 +117,14 @@ int gemv_sm90_tile(const Int8LinearParams& p, const Card& card, bool vectorized)
   constexpr int64_t kMostBytes = int64_t{1} << 26;  // between rows of weights
   if (!has_hopper_code(card) || !vectorized || p.m <= 8 || p.k < 1 || p.k % 16 != 0) return -1;
   if (!is_matrix(p) || p.weight_stride >= kMostBytes) return -1;
-  if (p.m <= kGemvSm90Tiles[0].block_m) {
-    const int64_t blocks = ceil_div(p.n, kGemvSm90Tiles[0].block_n);
-    const bool fits = gemv_sm90_shared_bytes(kGemvSm90Tiles[0]) <= card.shared_memory_per_block;
-    return fits && suits_sixteen_rows(blocks, p.n * p.k, card) ? 0 : -1;
-  }
-  for (int i = 1; i < kNumGemvSm90Tiles; ++i) {
+  for (int i = 0; i < kNumGemvSm90Tiles; ++i) {
     const GemvSm90Tile& tile = kGemvSm90Tiles[i];
+    if (p.m > tile.block_m || p.m <= tile.block_m - 16) continue;
+    if (gemv_sm90_shared_bytes(tile) > card.shared_memory_per_block) continue;
     const int64_t blocks = ceil_div(p.n, tile.block_n);
-    if (p.m > tile.block_m || gemv_sm90_shared_bytes(tile) > card.shared_memory_per_block) continue;
-    if (is_most_of_a_round(blocks, card)) return i;
+    const bool suits = tile.block_m == 16 ? suits_sixteen_rows(blocks, p.n * p.k, card)
+                                          : is_most_of_a_round(blocks, card);
+    if (suits) return i;
   }
   return -1;
 }
