@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from cards import linear_args
 from checking import (
     ACTIVATIONS,
     attend_checked,
@@ -152,12 +153,6 @@ def run_linear(m: int, n: int, k: int, dtype: torch.dtype, device: str, plain: b
         linear_checked(x, weight, scale, bias, activation)
 
 
-def meta_linear(m: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    x = torch.empty(m, k, dtype=torch.float16, device="meta")
-    weight = torch.empty(n, k, dtype=torch.int8, device="meta")
-    return x, weight, torch.empty(n, dtype=torch.float32, device="meta")
-
-
 # Problems for Hopper's gemm, of tiles that one block multiplies, that blocks of a cluster share, or
 # whose k is dealt out evenly.
 SM90_KINDS = ["whole", "parts", "streamed", "streamed, several blocks a tile"]
@@ -171,12 +166,10 @@ SM90_PROBLEMS = sorted(SM90_PROBLEMS, key=math.prod)
 
 def linear_problem(wanted: Callable[..., bool], plain: bool = True) -> tuple[int, int, int]:
     def plan_of(problem: tuple[int, int, int]) -> Any:
-        m, n, k = problem
-        x = torch.empty(m // 2, 2, k, dtype=torch.float16, device="meta").transpose(0, 1)
-        if plain:
-            x = torch.empty(m, k, dtype=torch.float16, device="meta")
-        weight = torch.empty(n, k, dtype=torch.int8, device="meta")
-        scale = torch.empty(n, dtype=torch.float32, device="meta")
+        m, _, k = problem
+        x, weight, scale = linear_args(*problem)
+        if not plain:
+            x = x.new_empty(m // 2, 2, k).transpose(0, 1)
         return flashint8.explain("int8_linear", x, weight, scale, card=flashint8.Card.of())
 
     problems = itertools.product(
@@ -212,7 +205,7 @@ def test_gemv_of_many_rows(cuda: str, rounds: int, dtype: torch.dtype) -> None:
     problems = itertools.product((40, 70, 100), (100, 300, 500, 1000, 2300), (208, 784))
     problem = find(
         iter(sorted(problems, key=math.prod)),
-        lambda p: flashint8.explain("int8_linear", *meta_linear(*p), card=card),
+        lambda p: flashint8.explain("int8_linear", *linear_args(*p), card=card),
         wanted,
     )
     run_linear(*problem, dtype, cuda)
@@ -238,7 +231,7 @@ def test_gemv_sm90(cuda: str, block_m: int, block_n: int, dtype: torch.dtype) ->
     multiprocessors = flashint8.Card.of().sm_count
     most = block_n * multiprocessors * (2 if block_m == 16 else 1)  # channels
     for m, n, k in itertools.product((block_m // 2 + 1, block_m), (most, most - 30), (208, 4112)):
-        plan = flashint8.explain("int8_linear", *meta_linear(m, n, k), card=flashint8.Card.of())
+        plan = flashint8.explain("int8_linear", *linear_args(m, n, k), card=flashint8.Card.of())
         block = (plan.details["block_m"], plan.details["block_n"])
         assert (plan.kernel, block) == ("gemv_sm90", (block_m, block_n)), plan
         run_linear(m, n, k, dtype, cuda)
@@ -280,7 +273,7 @@ def test_gemm_sm90(cuda: str, block_m: int, dtype: torch.dtype, kind: str) -> No
 
     problem = find(
         iter(SM90_PROBLEMS),
-        lambda p: flashint8.explain("int8_linear", *meta_linear(*p), card=card),
+        lambda p: flashint8.explain("int8_linear", *linear_args(*p), card=card),
         wanted,
     )
     run_linear(*problem, dtype, cuda)
@@ -297,10 +290,7 @@ def test_library_product_in_parts(cuda: str, dtype: torch.dtype) -> None:
     """A weight that does not fit the scratch at once, and a partial last part."""
     m, n, k = 520, 4500, 8200
     card = flashint8.Card.of()
-    x = torch.empty(m, k, dtype=dtype, device="meta")
-    weight = torch.empty(n, k, dtype=torch.int8, device="meta")
-    scale = torch.empty(n, dtype=torch.float32, device="meta")
-    plan = flashint8.explain("int8_linear", x, weight, scale, card=card)
+    plan = flashint8.explain("int8_linear", *linear_args(m, n, k, dtype), card=card)
     if plan.kernel != "library":
         pytest.skip(f"sm_{card.compute_capability} multiplies with kernels of ours")
     assert plan.details["num_blocks"] > 1

@@ -57,30 +57,25 @@ BLACKWELL = Card(compute_capability=100, sm_count=148, shared_memory_per_block=2
 
 
 @pytest.mark.parametrize(
-    ("card", "plain"),
-    [(CARDS["sm_90 H100"], "gemm_sm90"), (BLACKWELL, "library")],
-    ids=["sm_90", "sm_100"],
+    ("card", "plain", "m", "k"),
+    [
+        (CARDS["sm_90 H100"], "gemm_sm90", 1024, 512),
+        (CARDS["sm_90 H100"], "gemv_sm90", 32, 2048),
+        (BLACKWELL, "library", 1024, 512),
+    ],
+    ids=["sm_90", "sm_90, some rows", "sm_100"],
 )
-def test_rows_that_are_no_plain_matrix_are_read_where_they_lie(card: Card, plain: str) -> None:
+def test_rows_that_are_no_plain_matrix_are_read_where_they_lie(
+    card: Card, plain: str, m: int, k: int
+) -> None:
     """Expanded, transposed or overlapping rows go to the portable product."""
-    x, weight, scale = linear_args(1024, 4096, 512)
-    overlapping = x.as_strided((1024, 512), (8, 1))
-    for rows in (x.view(2, 512, 512).transpose(0, 1), x[:1].expand(1024, 512), overlapping):
+    x, weight, scale = linear_args(m, 4096, k)
+    overlapping = x.as_strided((m, k), (8, 1))
+    for rows in (x.view(2, m // 2, k).transpose(0, 1), x[:1].expand(m, k), overlapping):
         assert explain("int8_linear", rows, weight, scale, card=card).kernel == "gemm"
-    padded = torch.empty(2, 512, 520, dtype=x.dtype, device="meta")[..., :512]
-    for rows in (x, x.view(2, 512, 512), padded):
+    padded = torch.empty(2, m // 2, k + 8, dtype=x.dtype, device="meta")[..., :k]
+    for rows in (x, x.view(2, m // 2, k), padded):
         assert explain("int8_linear", rows, weight, scale, card=card).kernel == plain
-
-
-def test_some_rows_that_are_no_plain_matrix() -> None:
-    """The gemv built for Hopper takes none but plain ones either."""
-    card = CARDS["sm_90 H100"]
-    x, weight, scale = linear_args(32, 4096, 2048)
-    for rows in (x[:1].expand(32, 2048), x.as_strided((32, 2048), (8, 1))):
-        assert explain("int8_linear", rows, weight, scale, card=card).kernel == "gemm"
-    padded = torch.empty(2, 16, 2056, dtype=x.dtype, device="meta")[..., :2048]
-    for rows in (x, x.view(2, 16, 2048), padded):
-        assert explain("int8_linear", rows, weight, scale, card=card).kernel == "gemv_sm90"
 
 
 def test_some_rows_need_shared_memory() -> None:

@@ -7,6 +7,7 @@
 
 #include "../device/activation.cuh"
 #include "../device/convert.cuh"
+#include "../device/dependent_launch.cuh"
 #include "../device/linear_ptx.cuh"
 #include "flashint8/int8_linear.h"
 
@@ -26,6 +27,16 @@ __device__ __forceinline__ int64_t x_row_offset(const RowLayout& rows, int64_t m
 template <typename T>
 __device__ __forceinline__ float load_bias(const void* bias, int64_t n) {
   return bias == nullptr ? 0.0f : to_float(static_cast<const T*>(bias)[n]);
+}
+
+constexpr int kScalesOfLine = 32;
+
+// Asks for the line of scales that begins with that channel's, and for that of biases: they come
+// last of all to a tile's values, and would otherwise come from memory then.
+template <typename T>
+__device__ __forceinline__ void prefetch_channels(const Int8LinearParams& p, int64_t channel) {
+  prefetch_l2_line(p.weight_scale + channel);
+  if (p.bias != nullptr) prefetch_l2_line(static_cast<const T*>(p.bias) + channel);
 }
 
 // To a lane's four sums of a fragment those of another part of k.

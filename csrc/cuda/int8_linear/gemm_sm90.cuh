@@ -79,14 +79,9 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
     prefetch_box(&map_w, first.first_step * Ring::kBlockK + lane * kSm90SlotK,
                  sm90_channel(schedule, first.tile));
   }
-  // The first tile's scales and biases, which are wanted last of all.
-  constexpr int kScalesOfLine = 32;
   if (warp == kSm90Warps + 1 && lane < kSm90BlockN / kScalesOfLine) {
     const int channel = sm90_channel(schedule, first.tile) + lane * kScalesOfLine;
-    if (channel < p.n) prefetch_l2_line(p.weight_scale + channel);
-    if (channel < p.n && p.bias != nullptr) {
-      prefetch_l2_line(static_cast<const T*>(p.bias) + channel);
-    }
+    if (channel < p.n) prefetch_channels<T>(p, channel);
   }
   if (cluster_size > 1) {
     cluster_meet();

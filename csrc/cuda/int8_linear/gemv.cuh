@@ -32,14 +32,13 @@
 #include <type_traits>
 
 #include "../device/dependent_launch.cuh"
-#include "../device/dequant.cuh"
 #include "../device/global_load.cuh"
 #include "../device/linear_ptx.cuh"
-#include "../device/mma.cuh"
 #include "../function_attributes.cuh"
 #include "../launch_kernel.cuh"
 #include "epilogue.cuh"
 #include "flashint8/plan.h"
+#include "gemv_products.cuh"
 #include "launch.cuh"
 #include "variants.h"
 
@@ -124,12 +123,9 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
                     : nullptr;
   }
 
-  // What comes last of all to a tile's values would otherwise come from memory then.
   const auto ask_for_scales = [&](int tile) {
     if (threadIdx.x != 0 || tile >= num_tiles) return;
-    const int64_t n = int64_t{tile} * kGemvBlockN;
-    prefetch_l2_line(p.weight_scale + n);
-    if (p.bias != nullptr) prefetch_l2_line(static_cast<const T*>(p.bias) + n);
+    prefetch_channels<T>(p, int64_t{tile} * kGemvBlockN);
   };
 
   ask_for_scales(blockIdx.y);
@@ -153,7 +149,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
     float sum[kRowTiles][4] = {};
     for (Index begin = warp * kGemvUnit; begin < num_k; begin += kWarps * kGemvUnit) {
       const Index k = begin + 16 * t;
-      uint4 x[kRowTiles][2][2] = {};  // [rows][half of the unit][first, last 8 values]
+      uint4 x[2][kRowTiles][2] = {};  // [half of the unit][rows][first, last 8 values]
 #pragma unroll
       for (int j = 0; j < kRowTiles; ++j) {
         const bool is_row = x_rows[j] != nullptr;
@@ -163,28 +159,16 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
           for (int i = 0; i < 2; ++i) {
             const int offset = 128 * h + 16 * i;
             if constexpr (kVectorized) {
-              load_cached_16_if(is_row && k + 64 * h < num_k, x[j][h][i],
+              load_cached_16_if(is_row && k + 64 * h < num_k, x[h][j][i],
                                 x_rows[j] + 2 * static_cast<uint32_t>(k) + offset);
             } else if (is_row) {
-              x[j][h][i] = load_of_row(x_rows[j], 2 * p.k, 2 * k + offset);
+              x[h][j][i] = load_of_row(x_rows[j], 2 * p.k, 2 * k + offset);
             }
           }
         }
       }
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int s = 0; s < 4; ++s) {
-          uint32_t a[4];
-          Int8To16<T>::dequantize_shortly(word_of(weights[h][0], s), a[0], a[2]);
-          Int8To16<T>::dequantize_shortly(word_of(weights[h][1], s), a[1], a[3]);
-#pragma unroll
-          for (int j = 0; j < kRowTiles; ++j) {
-            mma_m16n8k16<T>(sum[j], a, word_of(x[j][h][s / 2], 2 * (s % 2)),
-                            word_of(x[j][h][s / 2], 2 * (s % 2) + 1));
-          }
-        }
-      }
+      for (int h = 0; h < 2; ++h) multiply_half_unit<T>(sum, weights[h], x[h]);
       if (begin + kWarps * kGemvUnit < num_k) {
         load_weights(begin + kWarps * kGemvUnit);
       } else if (tile + static_cast<int>(gridDim.y) < num_tiles) {
@@ -195,11 +179,7 @@ __global__ void __launch_bounds__(32 * kGemvTiles[kTile].num_warps,
 
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
-      float* destination = &sums[buffer][warp][8 * j + 2 * t][g];
-      destination[0] = sum[j][0];
-      destination[kGemvPitch] = sum[j][1];
-      destination[8] = sum[j][2];
-      destination[kGemvPitch + 8] = sum[j][3];
+      leave_sums<kGemvPitch>(&sums[buffer][warp][8 * j + 2 * t][g], sum[j]);
     }
     __syncthreads();
     const auto value_of = [&](int row, int channel) {

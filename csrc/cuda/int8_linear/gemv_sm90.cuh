@@ -27,15 +27,14 @@
 #include "../device/convert.cuh"
 #include "../device/cp_async.cuh"
 #include "../device/dependent_launch.cuh"
-#include "../device/dequant.cuh"
 #include "../device/global_load.cuh"
 #include "../device/linear_ptx.cuh"
-#include "../device/mma.cuh"
 #include "../device/shared_memory.cuh"
 #include "../function_attributes.cuh"
 #include "../launch_kernel.cuh"
 #include "epilogue.cuh"
 #include "flashint8/plan.h"
+#include "gemv_products.cuh"
 #include "launch.cuh"
 #include "variants.h"
 
@@ -136,11 +135,8 @@ __global__ void __launch_bounds__(32 * kGemvSm90Warps, kGemvSm90Tiles[kTile].min
     cp_async_commit();
   };
 
-  // What comes last of all would otherwise come from memory then.
-  constexpr int kScalesOfLine = 32;
   if (threadIdx.x % kScalesOfLine == 0 && static_cast<int>(threadIdx.x) < channels) {
-    prefetch_l2_line(p.weight_scale + first + threadIdx.x);
-    if (p.bias != nullptr) prefetch_l2_line(static_cast<const T*>(p.bias) + first + threadIdx.x);
+    prefetch_channels<T>(p, first + threadIdx.x);
   }
   if (p.weight_ready) {
     load_weights(0, weights[0]);
@@ -181,19 +177,7 @@ __global__ void __launch_bounds__(32 * kGemvSm90Warps, kGemvSm90Tiles[kTile].min
         }
       }
 #pragma unroll
-      for (int c = 0; c < kChannelTiles; ++c) {
-#pragma unroll
-        for (int s = 0; s < 4; ++s) {
-          uint32_t a[4];
-          Int8To16<T>::dequantize_shortly(word_of(weights[h][c][0], s), a[0], a[2]);
-          Int8To16<T>::dequantize_shortly(word_of(weights[h][c][1], s), a[1], a[3]);
-#pragma unroll
-          for (int j = 0; j < kRowTiles; ++j) {
-            mma_m16n8k16<T>(sum[c][j], a, word_of(x[j][s / 2], 2 * (s % 2)),
-                            word_of(x[j][s / 2], 2 * (s % 2) + 1));
-          }
-        }
-      }
+      for (int c = 0; c < kChannelTiles; ++c) multiply_half_unit<T>(sum[c], weights[h][c], x);
       load_weights(begin + h + 2, weights[h]);
       last_stage = stage;
       stage = stage + 1 == kStages ? 0 : stage + 1;
@@ -220,11 +204,7 @@ __global__ void __launch_bounds__(32 * kGemvSm90Warps, kGemvSm90Tiles[kTile].min
   for (int c = 0; c < kChannelTiles; ++c) {
 #pragma unroll
     for (int j = 0; j < kRowTiles; ++j) {
-      float* to = sums + warp * kRegion + (8 * j + 2 * t) * kPitch + 16 * c + g;
-      to[0] = sum[c][j][0];
-      to[kPitch] = sum[c][j][1];
-      to[8] = sum[c][j][2];
-      to[kPitch + 8] = sum[c][j][3];
+      leave_sums<kPitch>(sums + warp * kRegion + (8 * j + 2 * t) * kPitch + 16 * c + g, sum[c][j]);
     }
   }
   __syncthreads();

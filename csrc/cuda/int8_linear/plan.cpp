@@ -250,7 +250,7 @@ bool library_is_faster(const Int8LinearParams& p, const Card& card) {
   constexpr int64_t kManyRows = 512;
   if (card.compute_capability < 90 || card.compute_capability >= 120) return false;
   if (p.m < kManyRows || p.k < 1 || p.activation != Activation::kNone) return false;
-  return p.x_rows.size[2] == 1 && p.x_rows.stride[3] >= p.k;  // a plain matrix
+  return is_matrix(p);
 }
 
 LinearPlan library_plan(const Int8LinearParams& p) {

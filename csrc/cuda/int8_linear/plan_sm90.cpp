@@ -106,11 +106,6 @@ bool suits_sixteen_rows(int64_t blocks, int64_t weights, const Card& card) {
   return is_most_of_a_round(blocks, card) && (large || 4 * blocks <= 3 * card.sm_count);
 }
 
-// Rows that all begin one stride behind another, and do not overlap.
-bool is_matrix(const Int8LinearParams& p) {
-  return p.x_rows.size[2] == 1 && p.x_rows.stride[3] >= p.k;
-}
-
 }  // namespace
 
 int gemv_sm90_tile(const Int8LinearParams& p, const Card& card, bool vectorized) {

@@ -10,6 +10,11 @@ namespace flashint8 {
 constexpr int64_t kMaxWorkspace = int64_t{32} << 20;     // in bytes, of any linear kernel
 constexpr int64_t kMostGemvWeights = int64_t{36} << 20;  // that a gemv of 9 to 16 rows reads
 
+// Whether x is a plain matrix: its rows all begin one stride behind another, and do not overlap.
+inline bool is_matrix(const Int8LinearParams& p) {
+  return p.x_rows.size[2] == 1 && p.x_rows.stride[3] >= p.k;
+}
+
 // The row of kGemvSm90Tiles for this, or -1: others are faster, or it cannot. `vectorized`: 16-byte
 // loads from x and weight.
 int gemv_sm90_tile(const Int8LinearParams& params, const Card& card, bool vectorized);
